@@ -1,0 +1,1 @@
+"""Settings: a leaf that imports nothing of ours."""

@@ -1,0 +1,96 @@
+"""One frozen section per engine kind. Derived numbers are never written back here: whoever derives them returns them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr
+
+
+class EngineSection(BaseModel):
+    """What every engine kind has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    served_model_name: tuple[str, ...] = Field(
+        default=(), description="Names that clients use for the model; the first is canonical. Default: MODEL itself."
+    )
+
+
+class NativeSettings(EngineSection):
+    """The native engine: our own scheduler, KV cache and kernels, on CPU or GPU."""
+
+    kind: Literal["native"] = "native"
+    model: str = Field(
+        default="smollm2-135m",
+        description="`smollm2-135m`, a folder with config.json and safetensors, a .gguf file, or a Hugging Face hub id.",
+    )
+    tokenizer: str | None = Field(
+        default=None, description="Folder or file of the tokenizer, if it is not MODEL's own."
+    )
+    revision: str | None = Field(default=None, description="Hub revision (branch, tag or commit) of MODEL.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where the model runs; auto: a GPU if any."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Weights and arithmetic. auto on GPU: the checkpoint's own 16-bit type; auto on CPU: weights rounded "
+        "to bfloat16, arithmetic in float32, the fastest mix there.",
+    )
+    load_format: Literal["auto", "dummy"] = Field(
+        default="auto", description="dummy: random weights from config.json alone, for benchmarks."
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="Prompt + output tokens. Default: the model's own."
+    )
+    max_num_seqs: int | None = Field(default=None, ge=1, description="Sequences in one step. Default: 512 GPU, 64 CPU.")
+    max_num_batched_tokens: int | None = Field(
+        default=None, ge=1, description="Token budget of one step. Default: 8192 on GPU, 512 on CPU."
+    )
+    max_waiting: int = Field(default=4096, ge=1, description="Queued requests beyond which new ones are refused (503).")
+    block_size: int | None = Field(
+        default=None, ge=1, description="Tokens per KV block. Default: by attention backend."
+    )
+    kv_cache_memory: str = Field(
+        default="auto",
+        description="KV cache size, such as `2GiB`. auto: what gpu_memory_utilization leaves, on CPU 2GiB or less.",
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="Share of GPU memory the engine may use."
+    )
+    prefix_caching: bool = Field(default=True, description="Reuse KV blocks between requests with a common prefix.")
+    attention_backend: Literal["auto", "torch", "numba", "triton", "flash-attn"] = Field(
+        default="auto", description="Attention kernels; auto picks the fastest available and start-up prints it."
+    )
+    generation_defaults: Literal["model", "openai"] = Field(
+        default="model",
+        description="Sampling fields that a request leaves out: the model's generation_config, or OpenAI's (1.0, 1.0).",
+    )
+    cpu_threads: int | None = Field(default=None, ge=1, description="Compute threads on CPU. Default: physical cores.")
+    seed: int = Field(default=0, description="Seed of dummy weights.")
+
+
+class RemoteSettings(EngineSection):
+    """An OpenAI-compatible upstream."""
+
+    kind: Literal["remote"] = "remote"
+    upstream: HttpUrl = Field(description="Base URL of the upstream, such as https://example.com/v1.")
+    upstream_model: str | None = Field(
+        default=None, description="The upstream's name for the model. Default: the name the client used."
+    )
+    upstream_api_key: SecretStr | None = Field(default=None, description="Bearer token for the upstream.")
+    connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds to connect.")
+    first_byte_timeout_s: float = Field(default=300.0, gt=0, description="Seconds until the upstream's first event.")
+    idle_timeout_s: float = Field(default=60.0, gt=0, description="Seconds between two pieces of a stream.")
+    max_connections: int = Field(default=1024, ge=1, description="Pooled connections to the upstream.")
+
+
+class EchoSettings(EngineSection):
+    """Deterministic and model-free: repeats the prompt. For demos, tests and load tests of the gateway alone."""
+
+    kind: Literal["echo"] = "echo"
+    token_delay_s: float = Field(default=0.0, ge=0, description="Seconds between two generated tokens.")
+    max_model_len: int = Field(default=8192, ge=1, description="Prompt + output tokens.")
+
+
+EngineSettings = Annotated[NativeSettings | RemoteSettings | EchoSettings, Field(discriminator="kind")]

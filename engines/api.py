@@ -1,0 +1,257 @@
+"""The contract between the gateway and every engine.
+
+An engine is any object with the methods of `Engine`. The gateway turns a wire request into one frozen
+`GenerationRequest`, iterates the events that `generate` yields, and closes the iterator when the client leaves: closing
+is cancelling, and there is no other path. Nothing here knows HTTP, tensors or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort"]
+
+# --- what goes in -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt as text; the engine tokenizes it."""
+
+    text: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPrompt:
+    """A prompt as token ids, used as they are."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatPrompt:
+    """A conversation for the model's chat template.
+
+    `messages` are plain dicts in OpenAI's shape, already validated: role, content (a string or a list of content parts)
+    and, where they apply, name, tool_calls, tool_call_id.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+Prompt = TextPrompt | TokensPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. None means "the engine's default": the model's own where it has one.
+
+    Units: token counts are tokens; probabilities are in [0, 1]; penalties follow OpenAI's definition (presence and
+    frequency are subtracted from logits, counted over generated tokens) and CTRL's for repetition (arXiv 1909.05858,
+    over prompt and generated tokens).
+    """
+
+    max_tokens: int | None = None  # None: whatever the context still holds
+    min_tokens: int = 0  # stop conditions are not looked at before that many generated tokens
+    temperature: float | None = None  # 0 is greedy
+    top_p: float | None = None
+    top_k: int | None = None  # 0 or -1: off
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None  # 1: off
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt, `n` choices. Valid by construction: adapters check ranges and types before they build one."""
+
+    request_id: str
+    model: str  # the name the client used; one of the engine's own ModelCard names or aliases
+    prompt: Prompt
+    sampling: SamplingParams = SamplingParams()
+    n: int = 1
+    stream: bool = True  # a hint: when False the engine may deliver text in larger pieces
+    echo: bool = False  # Started must carry the prompt's text and token ids
+    truncate_prompt_tokens: int | None = None  # keep only the last so many prompt tokens
+    cache_salt: str = ""  # prefix-cache hits only between requests of one salt
+    forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One alternative at one position: log-probability (natural log) under the model's own distribution."""
+
+    token_id: int
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The chosen token's log-probability with the `logprobs` most likely alternatives, most likely first."""
+
+    token_id: int
+    token: str
+    bytes: bytes
+    logprob: float
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptDetails:
+    """The prompt as the engine saw it. `logprobs[i]` belongs to token i; the first has none."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Always the first event: the request was accepted and its prompt processed."""
+
+    prompt_tokens: int
+    cached_tokens: int = 0  # of those, found in the prefix cache
+    prompt: PromptDetails | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Why a choice ended. `matched` is the stop string or stop token id that ended it, None for EOS and for lengths."""
+
+    reason: FinishReason
+    matched: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of one choice. The last piece of a choice carries `finish`; text may be empty while text is held back.
+
+    `num_tokens` counts generated tokens this piece stands for (EOS and a cut stop string's tokens included), so that
+    the sum over a choice is its completion_tokens. `token_ids` may be empty where the engine does not know them.
+    """
+
+    index: int
+    text: str
+    num_tokens: int = 0
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of a whole request, over all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Always the last event, after every choice has finished."""
+
+    usage: Usage
+
+
+GenerationEvent = Started | TextDelta | Done
+
+# --- what an engine tells about itself --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """A model an engine serves. `aliases` are further names it answers to."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    max_model_len: int | None = None  # prompt + output tokens; None: not known (remote)
+    created: int = 0  # Unix seconds
+    owned_by: str = "headrace"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`detail` says, in words for an operator, what is wrong when `ok` is False."""
+
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Gauges and counters for /metrics. Zeros where an engine has no such thing."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prefix_cache_hit_tokens: int = 0
+    prefix_cache_query_tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """`token_texts[i]` is token i as text, when asked for."""
+
+    token_ids: tuple[int, ...]
+    max_model_len: int | None = None
+    token_texts: tuple[str, ...] = ()
+
+
+class Engine(Protocol):
+    """What stands behind a model name. All methods run on the gateway's event loop and must not block it.
+
+    `generate` raises a `HeadraceError` before its first event for a request it refuses; after `Started` an error means
+    the generation was lost. Closing the generator (`aclose`) cancels the request and frees what it held.
+    """
+
+    @property
+    def models(self) -> Sequence[ModelCard]: ...
+
+    async def start(self) -> None:
+        """Return when able to answer. Raises EngineUnavailable when it never will be."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]: ...
+
+    async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:
+        """Raises UnsupportedByEngine where the engine has no tokenizer."""
+        ...
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str: ...
+
+    async def health(self) -> Health: ...
+
+    def stats(self) -> EngineStats: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,214 @@
+"""Every value that crosses a process or the line between deciding and doing. Leaves: no behaviour, no torch.
+
+Client -> core:  AddSequence, AbortSequences, Hello
+Core -> client:  LoadProgress (while starting), Ready, StepOutputs (one per step and client), CoreFailed
+Core -> runner:  BatchPlan;  runner -> core:  SampledTokens
+
+The wire form is msgpack through msgspec: structs are arrays, tagged by class, and hold no Python objects that the garbage
+collector must follow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+# --- client -> core ---------------------------------------------------------------------------------------------------
+
+
+class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What the core needs to choose tokens and to stop: SamplingParams resolved to numbers, text left outside.
+
+    Stop strings stay with the client, which sees text; the core knows only token ids.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0  # noise is a function of (seed, position, token id) alone
+    stop_token_ids: tuple[int, ...] = ()  # EOS ids included unless EOS is ignored
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
+    logprobs: int = -1  # alternatives per token; -1 = no logprobs
+    prompt_logprobs: int = -1
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """A client introduces itself; the core answers with LoadProgress and then Ready."""
+
+
+class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """One choice to generate. `seq_id` is unique per client for its lifetime."""
+
+    seq_id: int
+    prompt_token_ids: tuple[int, ...]
+    params: TokenParams
+    cache_salt: str = ""
+
+
+class AbortSequences(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """The client no longer wants these; unknown ids are ignored, since a finish may cross an abort."""
+
+    seq_ids: tuple[int, ...]
+
+
+ClientMessage = Hello | AddSequence | AbortSequences
+
+# --- core -> client ---------------------------------------------------------------------------------------------------
+
+
+class LoadProgress(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """`stage` is a word for people ("weights"); `done` of `total`, bytes."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The core can answer. What start-up prints and /v1/models tells."""
+
+    model: str
+    architecture: str
+    device: str
+    dtype: str
+    attention_backend: str
+    vocab_size: int
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    weight_bytes: int
+    load_s: float
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+
+class LogprobRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One position's log-probabilities: the token's own, and the most likely alternatives, most likely first."""
+
+    token_id: int
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one step brought for one sequence.
+
+    `finish`: 0 = goes on, 1 = stop (EOS or stop token), 2 = length, 3 = refused or lost (see `error`).
+    `cached_tokens` (prefix-cache hits) is -1 except in a sequence's first output.
+    """
+
+    seq_id: int
+    token_ids: tuple[int, ...]
+    finish: int = 0
+    logprobs: tuple[LogprobRow, ...] = ()
+    cached_tokens: int = -1
+    prompt_logprobs: tuple[LogprobRow | None, ...] = ()
+    error: str = ""
+
+
+FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR = range(4)
+
+
+class SchedulerStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Gauges (now) and counters (since start)."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    prefix_cache_hit_tokens: int = 0
+    prefix_cache_query_tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """Everything one step brought for one client: one message a step, never one a token."""
+
+    outputs: tuple[TokenOutput, ...]
+    stats: SchedulerStats
+
+
+class CoreFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The core cannot go on; `message` is for the operator and says what to change where that is known."""
+
+    message: str
+
+
+CoreMessage = LoadProgress | Ready | StepOutputs | CoreFailed
+
+# --- core <-> runner --------------------------------------------------------------------------------------------------
+
+
+class Admission(NamedTuple):
+    """A sequence enters row `row` of the runner's device-resident state, new or back from preemption."""
+
+    row: int
+    token_ids: list[int]  # everything known: prompt, and what was generated before a preemption
+    num_prompt_tokens: int
+    params: TokenParams
+
+
+class ScheduledRow(NamedTuple):
+    """One sequence's part of a step: tokens [start, start + num_tokens) are computed; `samples` when that is all known."""
+
+    row: int
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+class BlockAppend(NamedTuple):
+    """Row `row`'s block table gets `block_id` at `index`."""
+
+    row: int
+    index: int
+    block_id: int
+
+
+@dataclass(slots=True)
+class BatchPlan:
+    """One step, decided: who, how many tokens, which blocks. Plain ints, so that it can be sent to other ranks.
+
+    Decodes come first (`scheduled[:num_decodes]`, one token each, all sampling), then prefill chunks. The runner applies
+    `admissions`, then `block_appends`, then computes. A decode's input token is the last one sampled for its row, which
+    the runner keeps on its device: the plan never holds it.
+    """
+
+    scheduled: list[ScheduledRow] = field(default_factory=list[ScheduledRow])
+    num_decodes: int = 0
+    admissions: list[Admission] = field(default_factory=list[Admission])
+    block_appends: list[BlockAppend] = field(default_factory=list[BlockAppend])
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """One token per scheduled row that samples, in the plan's order, on the host.
+
+    `logprobs[i]` is present where the row asked; `prompt_logprobs` maps an index into `plan.scheduled` to the rows of the
+    prompt positions that this chunk predicted.
+    """
+
+    token_ids: list[int]
+    logprobs: dict[int, LogprobRow] = field(default_factory=dict[int, LogprobRow])  # index into token_ids
+    prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
