@@ -1,4 +1,4 @@
-"""One frozen section per engine kind. Derived numbers are never written back here: whoever derives them returns them."""
+"""One frozen section per engine kind. Derived numbers are returned by whoever derives them, never written back here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NativeSettings(EngineSection):
     kind: Literal["native"] = "native"
     model: str = Field(
         default="smollm2-135m",
-        description="`smollm2-135m`, a folder with config.json and safetensors, a .gguf file, or a Hugging Face hub id.",
+        description="`smollm2-135m`, a folder with config.json and safetensors, a .gguf file, or a hub id.",
     )
     tokenizer: str | None = Field(
         default=None, description="Folder or file of the tokenizer, if it is not MODEL's own."
@@ -34,8 +34,8 @@ class NativeSettings(EngineSection):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Weights and arithmetic. auto on GPU: the checkpoint's own 16-bit type; auto on CPU: weights rounded "
-        "to bfloat16, arithmetic in float32, the fastest mix there.",
+        description="Weights and arithmetic. auto on GPU: the checkpoint's own 16-bit type; auto on CPU: weights "
+        "rounded to bfloat16, arithmetic in float32, the fastest mix there.",
     )
     load_format: Literal["auto", "dummy"] = Field(
         default="auto", description="dummy: random weights from config.json alone, for benchmarks."

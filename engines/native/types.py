@@ -4,8 +4,8 @@ Client -> core:  AddSequence, AbortSequences, Hello
 Core -> client:  LoadProgress (while starting), Ready, StepOutputs (one per step and client), CoreFailed
 Core -> runner:  BatchPlan;  runner -> core:  SampledTokens
 
-The wire form is msgpack through msgspec: structs are arrays, tagged by class, and hold no Python objects that the garbage
-collector must follow.
+The wire form is msgpack through msgspec: structs are arrays, tagged by class, and hold no Python objects that the
+garbage collector must follow.
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ class Admission(NamedTuple):
 
 
 class ScheduledRow(NamedTuple):
-    """One sequence's part of a step: tokens [start, start + num_tokens) are computed; `samples` when that is all known."""
+    """One sequence's part of a step: tokens [start, start + num_tokens) are computed.
+
+    `samples` is True when those are the last known ones, so that the step yields a new token.
+    """
 
     row: int
     start: int
@@ -175,20 +178,20 @@ class ScheduledRow(NamedTuple):
 
 
 class BlockAppend(NamedTuple):
-    """Row `row`'s block table gets `block_id` at `index`."""
+    """Row `row`'s block table gets `block_id` at `position`."""
 
     row: int
-    index: int
+    position: int
     block_id: int
 
 
 @dataclass(slots=True)
 class BatchPlan:
-    """One step, decided: who, how many tokens, which blocks. Plain ints, so that it can be sent to other ranks.
+    """One step, decided: who, how many tokens, which blocks. Plain ints, so that it can go to other ranks.
 
-    Decodes come first (`scheduled[:num_decodes]`, one token each, all sampling), then prefill chunks. The runner applies
-    `admissions`, then `block_appends`, then computes. A decode's input token is the last one sampled for its row, which
-    the runner keeps on its device: the plan never holds it.
+    Decodes come first (`scheduled[:num_decodes]`, one token each, all sampling), then prefill chunks. The runner
+    applies `admissions`, then `block_appends`, then computes. A decode's input token is the last one sampled for its
+    row, which the runner keeps on its device: the plan never holds it.
     """
 
     scheduled: list[ScheduledRow] = field(default_factory=list[ScheduledRow])
@@ -205,8 +208,8 @@ class BatchPlan:
 class SampledTokens:
     """One token per scheduled row that samples, in the plan's order, on the host.
 
-    `logprobs[i]` is present where the row asked; `prompt_logprobs` maps an index into `plan.scheduled` to the rows of the
-    prompt positions that this chunk predicted.
+    `logprobs[i]` is present where the row asked; `prompt_logprobs` maps an index into `plan.scheduled` to the rows of
+    the prompt positions that this chunk predicted.
     """
 
     token_ids: list[int]
