@@ -1,9 +1,9 @@
 """The contract between the gateway and a wire protocol.
 
-An `Adapter` parses a request body into an `Exchange`: the frozen `GenerationRequest`s it stands for, and how to say their
-events in the protocol's own words. The gateway iterates engines and writes bytes; it never looks inside either.
+An `Adapter` parses a request body into an `Exchange`: the frozen `GenerationRequest`s it stands for, and how to say
+their events in the protocol's own words. The gateway iterates engines and writes bytes; it never looks inside either.
 
-Bytes per token matter here: a stream's frames are pre-rendered once per exchange and only the text is escaped per token.
+Time per token matters here: a stream's frames are rendered once per exchange and only the text is escaped per token.
 """
 
 from __future__ import annotations
