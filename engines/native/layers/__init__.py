@@ -1,0 +1,1 @@
+"""Layers of the native models: attention, linear, embedding, normalization, rotary positions, activation."""

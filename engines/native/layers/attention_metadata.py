@@ -1,0 +1,25 @@
+"""What attention needs to know about one ragged batch, besides the tensors of a layer.
+
+Owns the layout's description only. It does not know who built the batch or which kernel reads it.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Where each sequence's queries and cached keys and values lie, the same for every layer of a step.
+
+    The tokens of all sequences are concatenated. Sequences that decode (exactly one query token) come first, prefill
+    chunks after them. Query token i of a sequence sits at position `seq_len - query_len + i`.
+    """
+
+    query_start_loc: Tensor  # [num_seqs + 1] int32: prefix sums of the query lengths, first element 0
+    seq_lens: Tensor  # [num_seqs] int32: tokens in the KV cache after this step (context and query)
+    block_tables: Tensor  # [num_seqs, max_blocks] int32: cache blocks in order; entries past a sequence's end are ignored
+    slot_mapping: Tensor  # [num_tokens] int64: slot (block_id * block_size + offset) of each new token, -1 = padding
+    num_decodes: int  # leading sequences with exactly one query token
+    max_query_len: int  # upper bound of the query lengths
+    max_seq_len: int  # upper bound of seq_lens
