@@ -43,7 +43,12 @@ class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A client introduces itself; the core answers with LoadProgress and then Ready."""
+    """A client introduces itself; the core answers with LoadProgress and then Ready.
+
+    The process id lets the core free what a client left behind when its process dies.
+    """
+
+    process_id: int
 
 
 class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
@@ -165,53 +170,34 @@ class Admission(NamedTuple):
     params: TokenParams
 
 
-class ScheduledRow(NamedTuple):
-    """One sequence's part of a step: tokens [start, start + num_tokens) are computed.
-
-    `samples` is True when those are the last known ones, so that the step yields a new token.
-    """
-
-    row: int
-    start: int
-    num_tokens: int
-    samples: bool
-
-
-class BlockAppend(NamedTuple):
-    """Row `row`'s block table gets `block_id` at `position`."""
-
-    row: int
-    position: int
-    block_id: int
-
-
 @dataclass(slots=True)
 class BatchPlan:
     """One step, decided: who, how many tokens, which blocks. Plain ints, so that it can go to other ranks.
 
-    Decodes come first (`scheduled[:num_decodes]`, one token each, all sampling), then prefill chunks. The runner
-    applies `admissions`, then `block_appends`, then computes. A decode's input token is the last one sampled for its
-    row, which the runner keeps on its device: the plan never holds it.
+    Scheduled sequence i computes tokens [starts[i], starts[i] + num_tokens[i]) of row rows[i]; it yields a new token
+    when samples[i], which is when those are its last known ones. Decodes come first (`rows[:num_decodes]`, one token
+    each, all sampling), then prefill chunks. The runner applies `admissions`, then `block_appends`, then computes. A
+    decode's input is the last token sampled for its row, which the runner keeps on its device: the plan never holds it.
     """
 
-    scheduled: list[ScheduledRow] = field(default_factory=list[ScheduledRow])
+    rows: list[int] = field(default_factory=list[int])
+    starts: list[int] = field(default_factory=list[int])
+    num_tokens: list[int] = field(default_factory=list[int])
+    samples: list[bool] = field(default_factory=list[bool])
     num_decodes: int = 0
     admissions: list[Admission] = field(default_factory=list[Admission])
-    block_appends: list[BlockAppend] = field(default_factory=list[BlockAppend])
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(s.num_tokens for s in self.scheduled)
+    block_appends: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
+    """(row, position in the row's block table, block id)"""
 
 
 @dataclass(slots=True)
 class SampledTokens:
-    """One token per scheduled row that samples, in the plan's order, on the host.
+    """One token per scheduled sequence that samples, in the plan's order, on the host.
 
-    `logprobs[i]` is present where the row asked; `prompt_logprobs` maps an index into `plan.scheduled` to the rows of
-    the prompt positions that this chunk predicted.
+    `logprobs[i]` belongs to `token_ids[i]` where its sequence asked; `prompt_logprobs[j]` holds, for scheduled sequence
+    j, the rows of the prompt positions that its chunk predicted.
     """
 
     token_ids: list[int]
-    logprobs: dict[int, LogprobRow] = field(default_factory=dict[int, LogprobRow])  # index into token_ids
+    logprobs: dict[int, LogprobRow] = field(default_factory=dict[int, LogprobRow])
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])

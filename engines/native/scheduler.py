@@ -1,0 +1,303 @@
+"""Decides each step: who runs, how many tokens each, which blocks. Plain Python over lists and deques, no torch.
+
+There are no phases. A running sequence always lacks some tokens in the KV cache: one (a decode) or many (a prefill,
+taken in chunks). Each step has one token budget; decodes are served first, then prefill chunks of running sequences in
+order of arrival, then waiting sequences are admitted while rows, blocks and budget last.
+
+    add -> waiting -> (schedule: admitted) -> running -> (commit: finished | abort) -> gone
+                ^______ (schedule: preempted) ____|
+
+Blocks for all known tokens are taken at admission, so that only a growing sequence can find the pool empty; then the
+newest running sequence is preempted: its blocks are released and it goes back to the head of the queue to be
+recomputed, mostly from the prefix cache. The oldest never yields to a newer one, and the pool holds at least one
+sequence of the maximal length, so the oldest always finishes: no livelock.
+
+`schedule` may run ahead of `commit` by one step: a sequence then counts tokens that only the device knows
+(`num_pending`). A sequence that turns out to have finished meanwhile has computed one row in vain, and its result is
+dropped at commit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from engines.native.block_pool import BlockPool, hash_block, root_hash
+from engines.native.sequence import Sequence, SequenceKey
+from engines.native.types import (
+    FINISH_LENGTH,
+    FINISH_NONE,
+    FINISH_STOP,
+    Admission,
+    BatchPlan,
+    LogprobRow,
+    SampledTokens,
+    SchedulerStats,
+    TokenOutput,
+)
+
+Output = tuple[Sequence, TokenOutput]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """Token budget of a step, and rows of the runner's state."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+class Scheduler:
+    """Owns every Sequence from `add` to its end, and the BlockPool."""
+
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+        self._pool = pool
+        self._limits = limits
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in order of admission: the last is the newest
+        self._by_key: dict[SequenceKey, Sequence] = {}
+        self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._in_flight: deque[list[Sequence]] = deque()  # per scheduled, uncommitted step: its sequences in plan order
+        self._hit_tokens = self._query_tokens = self._preemptions = self._prompt_tokens = self._generated_tokens = 0
+
+    # --- what the core calls ------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence whose prompt and max_tokens fit the pool: the client checked that against Ready."""
+        self._by_key[sequence.key] = sequence
+        self._waiting.append(sequence)
+
+    def abort(self, key: SequenceKey) -> None:
+        """Forget a sequence and free what it holds; unknown keys are ignored, since a finish may cross an abort."""
+        sequence = self._by_key.get(key)
+        if sequence is not None:
+            if sequence.row < 0:
+                self._waiting.remove(sequence)
+            self._end(sequence)
+
+    def abort_client(self, client: bytes) -> None:
+        """Forget everything a vanished client asked for."""
+        for key in [key for key in self._by_key if key[0] == client]:
+            self.abort(key)
+
+    def schedule(self) -> BatchPlan:
+        """One step's plan; empty when nothing can run."""
+        plan = BatchPlan()
+        sequences: list[Sequence] = []
+        preempted_before = self._preemptions
+        budget = self._schedule_decodes(plan, sequences, self._limits.max_num_batched_tokens)
+        budget = self._schedule_prefills(plan, sequences, budget)
+        if self._preemptions == preempted_before:  # admitting now would take back what preemption just freed
+            self._admit(plan, sequences, budget)
+        self._in_flight.append(sequences)
+        return plan
+
+    def commit(self, plan: BatchPlan, sampled: SampledTokens) -> list[Output]:
+        """Record what the oldest uncommitted step brought: append, finish, free, report."""
+        outputs: list[Output] = []
+        num_sampled = 0
+        for index, sequence in enumerate(self._in_flight.popleft()):
+            if index in sampled.prompt_logprobs and sequence.wants_prompt_logprobs:
+                sequence.prompt_logprobs.extend(sampled.prompt_logprobs[index])
+            if not plan.samples[index]:
+                continue
+            sequence.num_pending -= 1
+            if not sequence.finished:
+                logprobs = sampled.logprobs.get(num_sampled)
+                outputs.append((sequence, self._append(sequence, sampled.token_ids[num_sampled], logprobs)))
+            num_sampled += 1
+        return outputs
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_used=self._pool.num_held,
+            kv_blocks_total=self._pool.num_blocks,
+            prefix_cache_hit_tokens=self._hit_tokens,
+            prefix_cache_query_tokens=self._query_tokens,
+            preemptions=self._preemptions,
+            prompt_tokens=self._prompt_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    # --- deciding -----------------------------------------------------------------------------------------------------
+
+    def _schedule_decodes(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> int:
+        """Every running sequence that lacks exactly one token. Returns the budget that is left."""
+        position = 0
+        while position < len(self._running) and budget > 0:
+            sequence = self._running[position]
+            position += 1
+            num_tokens = sequence.num_tokens
+            if num_tokens - sequence.num_computed_tokens != 1 or num_tokens >= sequence.max_length:
+                continue  # a prefill, or its last token is in flight
+            if num_tokens > len(sequence.block_table) * self._pool.block_size and not self._grow(sequence, plan):
+                break  # it was the newest and had to yield
+            self._take(plan, sequences, sequence, 1)
+            budget -= 1
+        plan.num_decodes = len(sequences)
+        return budget
+
+    def _schedule_prefills(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> int:
+        """The next chunk of every running sequence that lacks several tokens: it has its blocks since admission."""
+        for sequence in self._running:
+            missing = sequence.num_tokens - sequence.num_computed_tokens
+            if budget == 0:
+                break
+            if missing > 1:
+                chunk = min(missing, budget)
+                self._take(plan, sequences, sequence, chunk)
+                budget -= chunk
+        return budget
+
+    def _admit(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> None:
+        """Waiting sequences, first come first served, while budget, rows and blocks for all their tokens last."""
+        while self._waiting and self._free_rows and budget > 0:
+            sequence = self._waiting[0]
+            hits = self._find_prefix(sequence)
+            num_new_blocks = -(-len(sequence.token_ids) // self._pool.block_size) - len(hits)
+            num_free = self._pool.num_free - sum(self._pool.is_free(block) for block in hits)
+            headroom = len(self._running)  # each running sequence can grow by a block before anyone is preempted
+            if num_new_blocks + headroom > num_free:
+                break
+            self._waiting.popleft()
+            self._place(sequence, hits, num_new_blocks, plan)
+            chunk = min(len(sequence.token_ids) - sequence.num_computed_tokens, budget)
+            self._take(plan, sequences, sequence, chunk)
+            budget -= chunk
+
+    def _place(self, sequence: Sequence, hits: list[int], num_new_blocks: int, plan: BatchPlan) -> None:
+        """Give a waiting sequence its row and blocks."""
+        for block in hits:
+            self._pool.share(block)
+        sequence.block_table = hits + [self._pool.allocate() for _ in range(num_new_blocks)]
+        sequence.num_computed_tokens = len(hits) * self._pool.block_size
+        sequence.num_remembered_blocks = len(hits)
+        sequence.row = self._free_rows.pop()
+        self._running.append(sequence)
+        if sequence.num_cached_tokens < 0:  # not on the way back from preemption
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self._hit_tokens += sequence.num_computed_tokens
+            self._query_tokens += sequence.num_prompt_tokens
+            self._prompt_tokens += sequence.num_prompt_tokens
+        plan.admissions.append(
+            Admission(sequence.row, list(sequence.token_ids), sequence.num_prompt_tokens, sequence.params)
+        )
+        plan.block_appends.extend((sequence.row, i, block) for i, block in enumerate(sequence.block_table))
+
+    def _take(self, plan: BatchPlan, sequences: list[Sequence], sequence: Sequence, num_tokens: int) -> None:
+        """Put a sequence's next tokens into the plan, and count them as computed."""
+        start = sequence.num_computed_tokens
+        sequence.num_computed_tokens = start + num_tokens
+        samples = sequence.num_computed_tokens == sequence.num_tokens
+        plan.rows.append(sequence.row)
+        plan.starts.append(start)
+        plan.num_tokens.append(num_tokens)
+        plan.samples.append(samples)
+        sequences.append(sequence)
+        if num_tokens > 1:
+            self._remember(sequence)  # at once, so that a twin in this very step shares these blocks
+        sequence.num_pending += samples
+
+    def _grow(self, sequence: Sequence, plan: BatchPlan) -> bool:
+        """One more block for a sequence, from the newest running ones if need be. False if that is itself."""
+        while self._pool.num_free == 0:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        plan.block_appends.append((sequence.row, len(sequence.block_table), block := self._pool.allocate()))
+        sequence.block_table.append(block)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue, to be recomputed."""
+        self._preemptions += 1
+        self._release(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_remembered_blocks = 0
+        if sequence.wants_prompt_logprobs:
+            sequence.prompt_logprobs.clear()  # its prompt starts over
+        self._waiting.appendleft(sequence)
+
+    # --- recording ----------------------------------------------------------------------------------------------------
+
+    def _append(self, sequence: Sequence, token: int, logprobs: LogprobRow | None) -> TokenOutput:
+        sequence.token_ids.append(token)
+        self._remember(sequence)
+        finish = FINISH_NONE
+        if token in sequence.stop_token_ids and len(sequence.token_ids) > (
+            sequence.num_prompt_tokens + sequence.params.min_tokens
+        ):
+            finish = FINISH_STOP
+        elif len(sequence.token_ids) >= sequence.max_length:
+            finish = FINISH_LENGTH
+        if finish:
+            self._end(sequence)
+        only_prompt = sequence.params.max_tokens == 0
+        self._generated_tokens += not only_prompt
+        first = not sequence.reported
+        sequence.reported = True
+        return TokenOutput(
+            seq_id=sequence.key[1],
+            token_ids=() if only_prompt else (token,),
+            finish=FINISH_LENGTH if only_prompt else finish,
+            logprobs=(logprobs,) if logprobs is not None and not only_prompt else (),
+            cached_tokens=sequence.num_cached_tokens if first else -1,
+            prompt_logprobs=(None, *sequence.prompt_logprobs) if first and sequence.params.prompt_logprobs >= 0 else (),
+        )
+
+    def _end(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        del self._by_key[sequence.key]
+        if sequence.row >= 0:
+            self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give back row and blocks. A step in flight may still write there; whoever gets them next writes later."""
+        self._running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+        self._pool.release(reversed(sequence.block_table))
+        sequence.block_table = []
+
+    # --- the prefix cache ---------------------------------------------------------------------------------------------
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """The longest chain of known blocks that leaves at least one token to compute."""
+        if not self._pool.caching or sequence.wants_prompt_logprobs:
+            return []
+        self._hash_blocks(sequence, len(sequence.token_ids) // self._pool.block_size)
+        hits: list[int] = []
+        for block_hash in sequence.block_hashes[: (len(sequence.token_ids) - 1) // self._pool.block_size]:
+            block = self._pool.find(block_hash)
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Make a sequence's full blocks findable as far as they are computed and their tokens known on the host."""
+        full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self._pool.block_size
+        if sequence.num_remembered_blocks >= full or not self._pool.caching or sequence.row < 0:
+            return
+        self._hash_blocks(sequence, full)
+        for position in range(sequence.num_remembered_blocks, full):
+            self._pool.remember(sequence.block_table[position], sequence.block_hashes[position])
+        sequence.num_remembered_blocks = full
+
+    def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
+        size = self._pool.block_size
+        hashes = sequence.block_hashes
+        for position in range(len(hashes), num_blocks):
+            parent = hashes[-1] if hashes else root_hash(sequence.salt)
+            hashes.append(hash_block(parent, sequence.token_ids[position * size : (position + 1) * size]))

@@ -1,0 +1,186 @@
+"""The engine core's process: reads messages, steps, sends what each step brought. `python -m engines.native.worker
+ADDRESS`
+
+The section of settings arrives as JSON on standard input. One ROUTER socket serves every gateway process; a message per
+step and client goes out, never one per token. The process ends when the one that started it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+
+from config.engines import NativeSettings
+from engines.errors import HeadraceError
+from engines.native.types import (
+    FINISH_ERROR,
+    AbortSequences,
+    AddSequence,
+    ClientMessage,
+    CoreFailed,
+    CoreMessage,
+    Hello,
+    LoadProgress,
+    Ready,
+    StepOutputs,
+    TokenOutput,
+)
+
+if TYPE_CHECKING:
+    from engines.native.core import EngineCore
+
+_IDLE_POLL_MS = 1000
+_PROGRESS_INTERVAL_S = 0.05
+
+
+class CoreServer:
+    """The core's side of the socket."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.sndhwm = self._socket.rcvhwm = 0  # a slow gateway must not lose tokens
+        self._socket.bind(address)
+        self._decoder = msgspec.msgpack.Decoder(ClientMessage)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._clients: dict[bytes, int] = {}  # identity -> process id
+        self._ready: Ready | None = None
+        self._last_progress = 0.0
+
+    # --- while loading ------------------------------------------------------------------------------------------------
+
+    def report_progress(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last_progress < _PROGRESS_INTERVAL_S:
+            return
+        self._last_progress = now
+        self._greet(core=None)
+        self._broadcast(LoadProgress(stage, done, total))
+
+    def fail(self, message: str) -> None:
+        """Tell every client that there will be no answer, waiting a little for one that is still connecting."""
+        if not self._clients:
+            self._socket.poll(500)
+        self._greet(core=None)
+        self._broadcast(CoreFailed(message))
+        self._context.destroy(linger=500)
+
+    # --- serving ------------------------------------------------------------------------------------------------------
+
+    def serve(self, core: EngineCore, ready: Ready, *, overlapped: bool, max_waiting: int) -> None:
+        """Run until the process is told to end."""
+        self._ready = ready
+        self._broadcast(ready)
+        step = core.step_overlapped if overlapped else core.step
+        next_check = 0.0
+        while True:
+            if not core.has_work:
+                self._socket.poll(_IDLE_POLL_MS)
+            self._greet(core, max_waiting)
+            now = time.monotonic()
+            if now >= next_check:
+                self._forget_dead_clients(core)
+                next_check = now + 1.0
+            if core.has_work:
+                by_client: defaultdict[bytes, list[TokenOutput]] = defaultdict(list)
+                for sequence, output in step():
+                    by_client[sequence.key[0]].append(output)
+                stats = core.stats()
+                for client, outputs in by_client.items():
+                    self._send(client, StepOutputs(tuple(outputs), stats))
+
+    def _greet(self, core: EngineCore | None, max_waiting: int = 0) -> None:
+        """Handle every message that has arrived; before the core exists that can only be Hello."""
+        while True:
+            try:
+                client, payload = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            match self._decoder.decode(payload):
+                case Hello(process_id):
+                    self._clients[client] = process_id
+                    if self._ready is not None:
+                        self._send(client, self._ready)
+                case AddSequence() as message if core is not None:
+                    if core.num_waiting < max_waiting:
+                        core.add(client, message)
+                    else:
+                        refusal = TokenOutput(message.seq_id, (), FINISH_ERROR, error="overloaded")
+                        self._send(client, StepOutputs((refusal,), core.stats()))
+                case AbortSequences(seq_ids) if core is not None:
+                    core.abort(client, seq_ids)
+                case _:
+                    pass
+
+    def _forget_dead_clients(self, core: EngineCore) -> None:
+        """A gateway process that died cannot abort what it asked for."""
+        for client, process_id in list(self._clients.items()):
+            if not _process_exists(process_id):
+                del self._clients[client]
+                core.abort_client(client)
+
+    def _broadcast(self, message: CoreMessage) -> None:
+        for client in self._clients:
+            self._send(client, message)
+
+    def _send(self, client: bytes, message: CoreMessage) -> None:
+        self._socket.send_multipart((client, self._encoder.encode(message)))
+
+
+def _process_exists(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent ends (prctl PR_SET_PDEATHSIG, Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def main() -> int:
+    """Exit codes: 0 told to end, 1 could not start, 2 failed while serving."""
+    _die_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the owner decides when we end
+    server = CoreServer(sys.argv[1])
+    section = NativeSettings.model_validate_json(sys.stdin.buffer.read())
+    try:
+        from engines.native.build import build_core  # imports torch: after the socket, so that clients see us early
+
+        built = build_core(section, server.report_progress)
+    except HeadraceError as error:
+        server.fail(error.message)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        server.fail(f"The engine core could not start: {type(error).__name__}: {error}")
+        return 1
+    gc.collect()
+    gc.freeze()
+    try:
+        server.serve(built.core, built.ready, overlapped=built.overlapped, max_waiting=section.max_waiting)
+    except Exception as error:
+        traceback.print_exc()
+        server.fail(f"The engine core failed: {type(error).__name__}: {error}")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
