@@ -83,7 +83,12 @@ def rope_and_cache(
 
 
 def paged_attention(
-    q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float, sliding_window: int = 0
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int = 0,
 ) -> Tensor:
     """Causal attention of q [num_tokens, num_heads, D] over the paged cache; returns the shape of q.
 

@@ -18,7 +18,7 @@ class AttentionMetadata:
 
     query_start_loc: Tensor  # [num_seqs + 1] int32: prefix sums of the query lengths, first element 0
     seq_lens: Tensor  # [num_seqs] int32: tokens in the KV cache after this step (context and query)
-    block_tables: Tensor  # [num_seqs, max_blocks] int32: cache blocks in order; entries past a sequence's end are ignored
+    block_tables: Tensor  # [num_seqs, max_blocks] int32: cache blocks in order; past a sequence's end: ignored
     slot_mapping: Tensor  # [num_tokens] int64: slot (block_id * block_size + offset) of each new token, -1 = padding
     num_decodes: int  # leading sequences with exactly one query token
     max_query_len: int  # upper bound of the query lengths
