@@ -1,4 +1,4 @@
-"""The key-value section of a GGUF file, read in one pass: hyperparameters and vocabulary, no tensors.
+"""What a GGUF file says before its tensors' data, read in one pass: hyperparameters, vocabulary, where tensors lie.
 
 Owns the layout of GGUF versions 2 and 3, little-endian (the format's specification is in ggml's docs/gguf.md). Knows no
 key's meaning. Exists beside the gguf package because its reader makes one numpy array per vocabulary entry, which
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 GGUFScalar = str | int | float | bool
 GGUFValue = GGUFScalar | list[str] | list[int] | list[float] | list[bool]
@@ -19,6 +19,7 @@ _SCALARS = {  # GGUF value type -> struct code
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_DEFAULT_ALIGNMENT = 32  # bytes; general.alignment overrides it
 _LENGTH = struct.Struct("<Q")
 _WINDOW_BYTES = 1 << 20  # read granularity; a multi-gigabyte file is never read beyond its metadata
 
@@ -27,22 +28,63 @@ class GGUFError(ValueError):
     """The file is not a GGUF file that can be read here; the message says why."""
 
 
+class GGUFTensor(NamedTuple):
+    """One tensor's entry. `shape` is outermost dimension first, in elements; `offset` counts from the file's start."""
+
+    shape: tuple[int, ...]
+    type_id: int  # ggml's number of the storage type
+    offset: int
+
+
+class GGUFHeader(NamedTuple):
+    """Everything before the tensors' data."""
+
+    metadata: dict[str, GGUFValue]
+    tensors: dict[str, GGUFTensor]
+
+
 def read_gguf_metadata(path: str | Path) -> dict[str, GGUFValue]:
     """All key-value pairs of the file, arrays as lists. Raises GGUFError, or OSError where the file can't be opened."""
     with open(path, "rb") as file:
         cursor = _Cursor(file)
-        magic = cursor.take(4)
-        if magic != b"GGUF":
-            raise GGUFError(f"{path} is not a GGUF file: it starts with {magic!r}")
-        version = cursor.scalar("I")
-        if version not in (2, 3):
-            raise GGUFError(f"{path} has GGUF version {version}; versions 2 and 3, little-endian, can be read")
-        cursor.scalar("Q")  # number of tensors
-        num_pairs = int(cursor.scalar("Q"))
-        try:
-            return {cursor.string(): cursor.value(int(cursor.scalar("I"))) for _ in range(num_pairs)}
-        except UnicodeDecodeError as error:
-            raise GGUFError(f"{path}: damaged metadata ({error})") from error
+        _, num_pairs = _read_counts(cursor, path)
+        return _read_pairs(cursor, num_pairs, path)
+
+
+def read_gguf_header(path: str | Path) -> GGUFHeader:
+    """All key-value pairs and where each tensor lies. Raises GGUFError, or OSError where the file can't be opened."""
+    with open(path, "rb") as file:
+        cursor = _Cursor(file)
+        num_tensors, num_pairs = _read_counts(cursor, path)
+        metadata = _read_pairs(cursor, num_pairs, path)
+        entries: dict[str, GGUFTensor] = {}
+        for _ in range(num_tensors):
+            name = cursor.string()
+            shape = tuple(int(cursor.scalar("Q")) for _ in range(int(cursor.scalar("I"))))
+            entries[name] = GGUFTensor(shape[::-1], int(cursor.scalar("I")), int(cursor.scalar("Q")))
+        alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise GGUFError(f"{path}: general.alignment is {alignment!r}")
+        data_start = -(-cursor.offset // alignment) * alignment
+    return GGUFHeader(metadata, {name: t._replace(offset=data_start + t.offset) for name, t in entries.items()})
+
+
+def _read_counts(cursor: _Cursor, path: str | Path) -> tuple[int, int]:
+    """(number of tensors, number of key-value pairs), after a look at the format's name and version."""
+    magic = cursor.take(4)
+    if magic != b"GGUF":
+        raise GGUFError(f"{path} is not a GGUF file: it starts with {magic!r}")
+    version = cursor.scalar("I")
+    if version not in (2, 3):
+        raise GGUFError(f"{path} has GGUF version {version}; versions 2 and 3, little-endian, can be read")
+    return int(cursor.scalar("Q")), int(cursor.scalar("Q"))
+
+
+def _read_pairs(cursor: _Cursor, count: int, path: str | Path) -> dict[str, GGUFValue]:
+    try:
+        return {cursor.string(): cursor.value(int(cursor.scalar("I"))) for _ in range(count)}
+    except UnicodeDecodeError as error:
+        raise GGUFError(f"{path}: damaged metadata ({error})") from error
 
 
 class _Cursor:
@@ -53,6 +95,11 @@ class _Cursor:
         self._unread = os.fstat(file.fileno()).st_size
         self._window = b""
         self._position = 0  # in the window
+
+    @property
+    def offset(self) -> int:
+        """Bytes of the file taken so far."""
+        return self._file.tell() - (len(self._window) - self._position)
 
     def take(self, num_bytes: int) -> bytes:
         end = self._position + num_bytes

@@ -11,9 +11,17 @@ from torch.nn import functional
 from engines.native.layers.attention_metadata import AttentionMetadata
 
 
+def prepare_linear(weight: Tensor) -> Tensor:
+    """The form in which `linear` takes a loaded weight [N, K]: here the weight itself."""
+    return weight
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [num_tokens, K] times weight [N, K] transposed, plus bias [N]: [num_tokens, N]."""
-    return functional.linear(x, weight, bias)
+    """x [num_tokens, K] times weight [N, K] transposed, plus bias [N]: [num_tokens, N].
+
+    The arithmetic is x's dtype; a weight of another dtype is converted first.
+    """
+    return functional.linear(x, weight.to(x.dtype), bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,76 @@
+"""The kernel surface that layers call: one protocol, satisfied by a module or an object per device.
+
+Owns names, signatures and shapes. `reference.py` is the meaning of each operation in plain PyTorch; `__init__.py`
+chooses an implementation. Knows no model and no device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from engines.native.layers.attention_metadata import AttentionMetadata
+
+LinearWeight = Any
+"""A matrix in the form that an implementation's `linear` reads fastest; opaque to everyone else."""
+
+
+class Ops(Protocol):
+    """Every operation of a forward pass. x is [num_tokens, hidden] in the activations' dtype."""
+
+    def prepare_linear(self, weight: Tensor) -> LinearWeight:
+        """Called once for each loaded weight [N, K]; the result may share its storage or be another layout of it."""
+        ...
+
+    def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
+        """x [num_tokens, K] times the prepared weight [N, K] transposed, plus bias [N]: [num_tokens, N] in x's dtype."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """(rms_norm(x + residual), x + residual)."""
+        ...
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """silu(first half) * second half of each row: [num_tokens, 2 * I] to [num_tokens, I]."""
+        ...
+
+    def rope_and_cache(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        q_norm_weight: Tensor | None,
+        k_norm_weight: Tensor | None,
+        eps: float,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> Tensor:
+        """Normalize (where a weight is given) and rotate q and k, write k and v to the cache, return q.
+
+        qkv [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], positions [num_tokens] int64, cos_sin
+        [max_positions, rotary_dim] float32, caches [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping
+        [num_tokens] int64 (-1: not written). Returns [num_tokens, num_heads, head_dim].
+        """
+        ...
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        """Causal grouped-query attention over the paged cache: q [num_tokens, num_heads, head_dim] to its own shape.
+
+        A sliding window of w > 0 positions lets a query see the last w, its own included; 0 is no window.
+        """
+        ...
