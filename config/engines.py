@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr
+
+
+def split_names(value: object) -> object:
+    """`"a,b"` is how an environment variable or a flag writes `("a", "b")`; a repeated flag brings a list of those."""
+    parts: object = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple):
+        return value  # pydantic says what is wrong with it
+    names: list[str] = []
+    for part in cast("Sequence[object]", parts):
+        if not isinstance(part, str):
+            return value
+        names += [name for name in map(str.strip, part.split(",")) if name]
+    return names
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
 
 
 class EngineSection(BaseModel):
@@ -12,8 +30,10 @@ class EngineSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    served_model_name: tuple[str, ...] = Field(
-        default=(), description="Names that clients use for the model; the first is canonical. Default: MODEL itself."
+    served_model_name: Names = Field(
+        default=(),
+        examples=[["my-model"]],
+        description="Names that clients use for the model; the first is canonical. Default: MODEL itself.",
     )
 
 
@@ -26,9 +46,13 @@ class NativeSettings(EngineSection):
         description="`smollm2-135m`, a folder with config.json and safetensors, a .gguf file, or a hub id.",
     )
     tokenizer: str | None = Field(
-        default=None, description="Folder or file of the tokenizer, if it is not MODEL's own."
+        default=None,
+        examples=["./tokenizer.json"],
+        description="Folder or file of the tokenizer, if it is not MODEL's own.",
     )
-    revision: str | None = Field(default=None, description="Hub revision (branch, tag or commit) of MODEL.")
+    revision: str | None = Field(
+        default=None, examples=["main"], description="Hub revision (branch, tag or commit) of MODEL."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model runs; auto: a GPU if any."
     )
@@ -41,15 +65,17 @@ class NativeSettings(EngineSection):
         default="auto", description="dummy: random weights from config.json alone, for benchmarks."
     )
     max_model_len: int | None = Field(
-        default=None, ge=1, description="Prompt + output tokens. Default: the model's own."
+        default=None, ge=1, examples=[4096], description="Prompt + output tokens. Default: the model's own."
     )
-    max_num_seqs: int | None = Field(default=None, ge=1, description="Sequences in one step. Default: 512 GPU, 64 CPU.")
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, examples=[64], description="Sequences in one step. Default: 512 GPU, 64 CPU."
+    )
     max_num_batched_tokens: int | None = Field(
-        default=None, ge=1, description="Token budget of one step. Default: 8192 on GPU, 512 on CPU."
+        default=None, ge=1, examples=[512], description="Token budget of one step. Default: 8192 on GPU, 512 on CPU."
     )
     max_waiting: int = Field(default=4096, ge=1, description="Queued requests beyond which new ones are refused (503).")
     block_size: int | None = Field(
-        default=None, ge=1, description="Tokens per KV block. Default: by attention backend."
+        default=None, ge=1, examples=[16], description="Tokens per KV block. Default: by attention backend."
     )
     kv_cache_memory: str = Field(
         default="auto",
@@ -66,19 +92,36 @@ class NativeSettings(EngineSection):
         default="model",
         description="Sampling fields that a request leaves out: the model's generation_config, or OpenAI's (1.0, 1.0).",
     )
-    cpu_threads: int | None = Field(default=None, ge=1, description="Compute threads on CPU. Default: physical cores.")
+    cpu_threads: int | None = Field(
+        default=None, ge=1, examples=[2], description="Compute threads on CPU. Default: physical cores."
+    )
     seed: int = Field(default=0, description="Seed of dummy weights.")
+    cache_dir: Path | None = Field(
+        default=None,
+        examples=["/var/cache/headrace"],
+        description="Folder for fetched models. Default: headrace in the user's cache folder.",
+    )
 
 
 class RemoteSettings(EngineSection):
     """An OpenAI-compatible upstream."""
 
     kind: Literal["remote"] = "remote"
-    upstream: HttpUrl = Field(description="Base URL of the upstream, such as https://example.com/v1.")
-    upstream_model: str | None = Field(
-        default=None, description="The upstream's name for the model. Default: the name the client used."
+    upstream: HttpUrl = Field(
+        examples=["https://example.com/v1"], description="Base URL of the upstream, such as https://example.com/v1."
     )
-    upstream_api_key: SecretStr | None = Field(default=None, description="Bearer token for the upstream.")
+    upstream_model: str | None = Field(
+        default=None,
+        examples=["my-model"],
+        description="The upstream's name for the model. Default: the name the client used.",
+    )
+    upstream_api_key: SecretStr | None = Field(
+        default=None, examples=["secret"], description="Bearer token for the upstream."
+    )
+    upstream_max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens",
+        description="What the upstream's chat route calls the output limit; OpenAI's own newer models want the latter.",
+    )
     connect_timeout_s: float = Field(default=5.0, gt=0, description="Seconds to connect.")
     first_byte_timeout_s: float = Field(default=300.0, gt=0, description="Seconds until the upstream's first event.")
     idle_timeout_s: float = Field(default=60.0, gt=0, description="Seconds between two pieces of a stream.")
