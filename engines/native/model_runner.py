@@ -63,7 +63,7 @@ class ModelRunner:
             return Launched(None)
         inputs = self._rows.prepare(plan)
         hidden = self._model(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
-        return Launched(self._sample(plan, inputs, hidden), self._score_prompts(plan, inputs, hidden))
+        return Launched(self._sample(plan, inputs, hidden), self._score_prompts(plan, hidden))
 
     def collect(self, launched: Launched) -> SampledTokens:
         """Wait for a launched step's tokens."""
@@ -97,7 +97,7 @@ class ModelRunner:
         self._rows.store(inputs.sampled_rows, inputs.sampled_lengths, output.token_ids)
         return output
 
-    def _score_prompts(self, plan: BatchPlan, inputs: ModelInput, hidden: Tensor) -> dict[int, list[LogprobRow]]:
+    def _score_prompts(self, plan: BatchPlan, hidden: Tensor) -> dict[int, list[LogprobRow]]:
         """Log-probabilities of the prompt tokens that this step's chunks predict, for sequences that asked."""
         scores: dict[int, list[LogprobRow]] = {}
         if not self._prompt_logprobs:

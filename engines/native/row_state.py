@@ -1,7 +1,7 @@
-"""The runner's device-resident state: one row per running sequence, fed by deltas, so that a step sends only what changed.
+"""The runner's device-resident state: one row per running sequence, fed by deltas: a step sends only what changed.
 
-Token ids and block tables live on the device. The host knows every position in advance, but not the tokens that steps in
-flight will sample: those are written into the table by the device itself, and read from there by the next step.
+Token ids and block tables live on the device. The host knows every position in advance, but not the tokens that steps
+in flight will sample: those are written into the table by the device itself, and read from there by the next step.
 """
 
 from __future__ import annotations
