@@ -1,0 +1,152 @@
+"""POST /v1/chat/completions: from its JSON to one GenerationRequest, and from events to its answer or its stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from adapters.adapter import Collected, CollectedChoice
+from adapters.openai_chat_types import (
+    NO_EFFECT_FIELDS,
+    ChatChoice,
+    ChatCompletion,
+    ChatCompletionRequest,
+)
+from adapters.openai_errors import error_body
+from adapters.openai_logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from adapters.openai_stream import ChunkExtras, ChunkShape, ChunkStream, stream_error_frames
+from adapters.openai_types import (
+    Identity,
+    finish_word,
+    forwarded_fields,
+    sampling_params,
+    stop_reason,
+    usage_object,
+)
+from adapters.wire import parse_body
+from engines.api import GenerationEvent, GenerationRequest, PromptDetails, Started, TextDelta, TokenLogprob
+from engines.errors import HeadraceError
+
+CHUNK_SHAPE = ChunkShape(
+    object="chat.completion.chunk",
+    before_text=b'"delta":{"content":',
+    after_text=b"}",
+    without_text=b'"delta":{}',
+)
+ROLE_DELTA = b'"delta":{"role":"assistant","content":""}'
+
+
+class ChatAdapter:
+    """`system_fingerprint` stands in every answer; it should change with what makes answers change."""
+
+    def __init__(self, *, system_fingerprint: str = "headrace") -> None:
+        self._system_fingerprint = system_fingerprint
+
+    def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> ChatExchange:  # noqa: ARG002
+        request = parse_body(ChatCompletionRequest, body)
+        request.check_combinations()
+        identity = Identity(f"chatcmpl-{request_id}", int(time.time()), request.model, self._system_fingerprint)
+        return ChatExchange(request, generation_request(request, request_id), identity)
+
+    def error(self, error: HeadraceError, status: int) -> bytes:
+        return error_body(error, status)
+
+
+def generation_request(request: ChatCompletionRequest, request_id: str) -> GenerationRequest:
+    effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+    return GenerationRequest(
+        request_id=request_id,
+        model=request.model,
+        prompt=request.chat_prompt(request.messages, effort),
+        sampling=sampling_params(
+            request,
+            max_tokens=request.max_completion_tokens or request.max_tokens,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            prompt_logprobs=request.prompt_logprobs,
+        ),
+        n=request.n or 1,
+        stream=bool(request.stream),
+        echo=bool(request.return_token_ids) or request.prompt_logprobs is not None,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        cache_salt=request.cache_salt or "",
+        forwarded=forwarded_fields(request, _FORWARDED),
+    )
+
+
+_FORWARDED = (*NO_EFFECT_FIELDS, "reasoning_effort")  # an upstream has its own field for the effort
+
+
+class ChatExchange:
+    """One chat request and the words for its answer. A single GenerationRequest, so `request_index` is always 0."""
+
+    def __init__(self, request: ChatCompletionRequest, generation: GenerationRequest, identity: Identity) -> None:
+        self.requests: Sequence[GenerationRequest] = (generation,)
+        self.stream = bool(request.stream)
+        self._request = request
+        self._n = generation.n
+        self._identity = identity
+        logprobs = self._render_logprobs if request.logprobs else None
+        extras = ChunkExtras.of(request.stream_options, token_ids=bool(request.return_token_ids), logprobs=logprobs)
+        self._chunks = ChunkStream(identity, CHUNK_SHAPE, extras)
+
+    def frame(self, request_index: int, event: GenerationEvent) -> bytes:  # noqa: ARG002
+        if isinstance(event, TextDelta):
+            return self._chunks.delta(event.index, event)
+        if isinstance(event, Started):
+            return self._start(event)
+        self._chunks.done(event)
+        return b""
+
+    def end(self) -> bytes:
+        return self._chunks.end()
+
+    def stream_error(self, error: HeadraceError, status: int) -> bytes:
+        return stream_error_frames(error, status)
+
+    def response(self, collected: Sequence[Collected]) -> bytes:
+        (whole,) = collected
+        answer: ChatCompletion = {
+            "id": self._identity.id,
+            "object": "chat.completion",
+            "created": self._identity.created,
+            "model": self._identity.model,
+            "system_fingerprint": self._identity.system_fingerprint,
+            "choices": [self._choice(choice) for choice in whole.choices],
+            "usage": usage_object([whole.usage]),
+        }
+        if whole.prompt is not None:
+            self._add_prompt(answer, whole.prompt)
+        return msgspec.json.encode(answer)
+
+    def _start(self, event: Started) -> bytes:
+        """One chunk with the role for each choice; the first tells the prompt's token ids if they were asked for."""
+        choices = range(self._n)
+        self._chunks.started(event, choices)
+        prompt_fields = None
+        if self._request.return_token_ids and event.prompt is not None:
+            prompt_fields = {"prompt_token_ids": event.prompt.token_ids}
+        first = self._chunks.chunk(0, ROLE_DELTA, chunk_fields=prompt_fields)
+        return first + b"".join(self._chunks.chunk(choice, ROLE_DELTA) for choice in choices[1:])
+
+    def _choice(self, choice: CollectedChoice) -> ChatChoice:
+        answer: ChatChoice = {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._render_logprobs(choice.index, choice.logprobs) if self._request.logprobs else None,
+            "finish_reason": finish_word(choice.finish),
+            "stop_reason": stop_reason(choice.finish),
+        }
+        if self._request.return_token_ids:
+            answer["token_ids"] = choice.token_ids
+        return answer
+
+    def _add_prompt(self, answer: ChatCompletion, prompt: PromptDetails) -> None:
+        if self._request.return_token_ids:
+            answer["prompt_token_ids"] = list(prompt.token_ids)
+        if self._request.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(prompt, self._request.prompt_logprobs)
+
+    def _render_logprobs(self, _choice: int, tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
+        return chat_logprobs(tokens, self._request.top_logprobs or 0)

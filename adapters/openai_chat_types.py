@@ -1,0 +1,129 @@
+"""The wire models of POST /v1/chat/completions: its request and its answers.
+
+Every field of OpenAI's request type stands here: as a field that is honoured, marked `NoEffect`, or marked `Refused`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from adapters.openai_logprobs import ChatLogprobs, PromptLogprobs
+from adapters.openai_messages import Messages, TemplateFields
+from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, FinishWord, GenerationFields, UsageObject, no_effect_fields
+from adapters.wire import NoEffect, Refused, reasons, refuse
+
+# --- the request ------------------------------------------------------------------------------------------------------
+
+_NO_TOOLS = "tool calling is not supported"
+
+
+class ChatCompletionRequest(GenerationFields, TemplateFields):
+    """POST /v1/chat/completions."""
+
+    messages: Messages
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    metadata: Annotated[dict[str, Any] | None, NoEffect("labels for OpenAI's dashboard.")] = None
+    store: Annotated[bool | None, NoEffect("asks OpenAI to keep the answer; answers are not kept here.")] = None
+    service_tier: Annotated[str | None, NoEffect("chooses among OpenAI's price classes; there is one class here.")] = (
+        None
+    )
+    safety_identifier: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
+    prompt_cache_key: Annotated[
+        str | None, NoEffect("routes to one of OpenAI's caches; prefixes are cached here without it.")
+    ] = None
+    prompt_cache_retention: Annotated[
+        str | None, NoEffect("asks for a cache lifetime; prefixes stay here while there is room.")
+    ] = None
+    prompt_cache_options: Annotated[
+        dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, NoEffect("applies to tools alone, which are refused.")] = None
+
+    tools: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None
+    tool_choice: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
+    functions: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None
+    function_call: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
+    response_format: Annotated[Any, Refused('only {"type": "text"} is supported', ({"type": "text"},))] = None
+    modalities: Annotated[Any, Refused('only ["text"] is supported', (["text"],))] = None
+    audio: Annotated[Any, Refused("audio output is not supported")] = None
+    prediction: Annotated[Any, Refused("predicted output is not supported")] = None
+    web_search_options: Annotated[Any, Refused("web search is not supported")] = None
+    moderation: Annotated[Any, Refused("moderation is not supported")] = None
+    verbosity: Annotated[Any, Refused('only "medium", the default, is supported', ("medium",))] = None
+
+    def check_combinations(self) -> None:
+        super().check_combinations()
+        if self.top_logprobs and not self.logprobs:
+            refuse("top_logprobs", "only allowed when logprobs is true")
+        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
+            refuse("max_completion_tokens", "differs from max_tokens, which it replaces; send one of them")
+
+
+NO_EFFECT_FIELDS: Mapping[str, str] = no_effect_fields(ChatCompletionRequest)
+"""Fields of a chat request that our own engines accept without effect, with the reason for each."""
+
+REFUSED_FIELDS: Mapping[str, str] = reasons(ChatCompletionRequest, Refused)
+"""Fields of OpenAI's chat request that are refused unless they ask for nothing."""
+
+# --- the answers ------------------------------------------------------------------------------------------------------
+
+
+class AnswerMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishWord
+    stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: UsageObject
+    prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptLogprobs]
+
+
+class Delta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishWord | None
+    stop_reason: NotRequired[str | int | None]
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletionChunk(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[UsageObject | None]
+    prompt_token_ids: NotRequired[list[int]]

@@ -1,0 +1,166 @@
+"""The chunks of an OpenAI stream: one class for both routes, which differ only in how a chunk holds its text.
+
+A chunk that carries text alone is three byte strings joined: everything up to the text and everything after it are
+rendered once, only the text is escaped. Chunks with logprobs, token ids, running usage or a finish take the longer way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from adapters.openai_errors import error_object
+from adapters.openai_types import Identity, StreamOptions, finish_word, stop_reason, usage_object
+from adapters.sse import DONE, data_frame, json_string
+from engines.api import Done, Finish, Started, TextDelta, TokenLogprob, Usage
+from engines.errors import HeadraceError
+
+RenderLogprobs = Callable[[int, Sequence[TokenLogprob]], object]
+"""(choice index, tokens) -> what stands under "logprobs"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkShape:
+    """How a route's chunk says its text: `before_text` + JSON string + `after_text`, or `without_text`."""
+
+    object: str
+    before_text: bytes
+    after_text: bytes
+    without_text: bytes
+
+
+class ChunkExtras(NamedTuple):
+    """What a stream's client asked for beside text."""
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    token_ids: bool = False
+    logprobs: RenderLogprobs | None = None
+
+    @staticmethod
+    def of(options: StreamOptions | None, *, token_ids: bool, logprobs: RenderLogprobs | None) -> ChunkExtras:
+        options = options or StreamOptions()
+        return ChunkExtras(bool(options.include_usage), bool(options.continuous_usage_stats), token_ids, logprobs)
+
+
+class ChunkStream:
+    """Renders one exchange's events, all its choices together. Choices count over all requests of the exchange."""
+
+    def __init__(self, identity: Identity, shape: ChunkShape, extras: ChunkExtras) -> None:
+        self._shape = shape
+        self._extras = extras
+        self._is_plain = not (extras.continuous_usage or extras.token_ids or extras.logprobs)
+        self._envelope = _open_object(
+            id=identity.id,
+            object=shape.object,
+            created=identity.created,
+            model=identity.model,
+            system_fingerprint=identity.system_fingerprint,
+        )
+        self._before_text: dict[int, bytes] = {}  # by choice
+        self._after_text = shape.after_text + b',"logprobs":null,"finish_reason":null}]' + self._usage_field() + _END
+        self._held: dict[int, list[TextDelta]] = {}  # by choice: pieces without text whose tokens wait for a chunk
+        self._running = Usage(prompt_tokens=0, completion_tokens=0)
+        self._final: list[Usage] = []
+
+    def started(self, event: Started, choices: range) -> None:
+        """Must come before the first chunk of these choices."""
+        self._running = Usage(
+            prompt_tokens=self._running.prompt_tokens + event.prompt_tokens,
+            completion_tokens=self._running.completion_tokens,
+            cached_tokens=self._running.cached_tokens + event.cached_tokens,
+        )
+        for choice in choices:
+            self._before_text[choice] = self._choice_start(choice) + self._shape.before_text
+
+    def delta(self, choice: int, event: TextDelta) -> bytes:
+        """A piece of text; b"" while text is held back."""
+        if self._is_plain and event.finish is None:
+            if not event.text:
+                return b""
+            return self._before_text[choice] + json_string(event.text) + self._after_text
+        return self._full_delta(choice, event)
+
+    def done(self, event: Done) -> None:
+        self._final.append(event.usage)
+
+    def chunk(
+        self,
+        choice: int,
+        text: bytes,
+        *,
+        logprobs: object = None,
+        finish: Finish | None = None,
+        choice_fields: Mapping[str, object] | None = None,
+        chunk_fields: Mapping[str, object] | None = None,
+    ) -> bytes:
+        """Any chunk of one choice. `text` is a rendered member of the choice, such as `"text":"x"`."""
+        parts = [self._choice_start(choice), text, b',"logprobs":', msgspec.json.encode(logprobs)]
+        if finish is None:
+            parts.append(b',"finish_reason":null')
+        else:
+            parts.append(_members({"finish_reason": finish_word(finish), "stop_reason": stop_reason(finish)}))
+        parts += (_members(choice_fields), b"}]", _members(chunk_fields), self._usage_field(), _END)
+        return b"".join(parts)
+
+    def end(self) -> bytes:
+        """The usage chunk, if asked for, and the end of the stream."""
+        if not self._extras.include_usage:
+            return DONE
+        usage = _members({"usage": usage_object(self._final)})
+        return b"data: " + self._envelope + b',"choices":[]' + usage + _END + DONE
+
+    def _full_delta(self, choice: int, event: TextDelta) -> bytes:
+        self._running = Usage(
+            prompt_tokens=self._running.prompt_tokens,
+            completion_tokens=self._running.completion_tokens + event.num_tokens,
+            cached_tokens=self._running.cached_tokens,
+        )
+        if not event.text and event.finish is None:
+            self._held.setdefault(choice, []).append(event)
+            return b""
+        pieces = [*self._held.pop(choice, ()), event]
+        tokens = [token for piece in pieces for token in piece.logprobs]
+        render = self._extras.logprobs
+        token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
+        return self.chunk(
+            choice,
+            self._text_member(event.text),
+            logprobs=render(choice, tokens) if render and tokens else None,
+            finish=event.finish,
+            choice_fields={"token_ids": token_ids} if self._extras.token_ids else None,
+        )
+
+    def _text_member(self, text: str) -> bytes:
+        shape = self._shape
+        return shape.before_text + json_string(text) + shape.after_text if text else shape.without_text
+
+    def _choice_start(self, choice: int) -> bytes:
+        return b"data: " + self._envelope + b',"choices":[{"index":%d,' % choice
+
+    def _usage_field(self) -> bytes:
+        """What every chunk says of usage: the count so far, null where a last chunk will tell, or nothing."""
+        if self._extras.continuous_usage:
+            return _members({"usage": usage_object([self._running])})
+        return b',"usage":null' if self._extras.include_usage else b""
+
+
+_END = b"}\n\n"
+
+
+def _open_object(**members: object) -> bytes:
+    """A JSON object without its closing brace."""
+    return msgspec.json.encode(members)[:-1]
+
+
+def _members(members: Mapping[str, object] | None) -> bytes:
+    """Members to add to an object that already has one: `,"name":value` for each."""
+    return b"," + msgspec.json.encode(members)[1:-1] if members else b""
+
+
+def stream_error_frames(error: HeadraceError, status: int) -> bytes:
+    """An error after the first byte: OpenAI's error object as an event, and the end of the stream."""
+    return data_frame(error_object(error, status)) + DONE
