@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from adapters.adapter import Collected, CollectedChoice
 from adapters.openai_chat_types import (
     NO_EFFECT_FIELDS,
@@ -25,6 +23,7 @@ from adapters.openai_types import (
     stop_reason,
     usage_object,
 )
+from adapters.sse import to_json
 from adapters.wire import parse_body
 from engines.api import GenerationEvent, GenerationRequest, PromptDetails, Started, TextDelta, TokenLogprob
 from engines.errors import HeadraceError
@@ -118,7 +117,7 @@ class ChatExchange:
         }
         if whole.prompt is not None:
             self._add_prompt(answer, whole.prompt)
-        return msgspec.json.encode(answer)
+        return to_json(answer)
 
     def _start(self, event: Started) -> bytes:
         """One chunk with the role for each choice; the first tells the prompt's token ids if they were asked for."""

@@ -49,8 +49,8 @@ def _token_ids(items: Any) -> tuple[int, ...]:
     if not isinstance(items, list) or not items:
         raise _bad_prompt("an array of token ids must not be empty, nor mixed with other types")
     token_ids = cast(list[Any], items)
-    # By exact type: JSON's true and false are ints to Python.
-    if not all(type(token_id) is int and 0 <= token_id <= MAX_TOKEN_ID for token_id in token_ids):
+    # By exact type, for JSON's true and false are ints to Python; by set, min and max, for prompts are long.
+    if set(map(type, token_ids)) != {int} or min(token_ids) < 0 or max(token_ids) > MAX_TOKEN_ID:
         raise _bad_prompt(f"token ids must be integers from 0 to {MAX_TOKEN_ID}")
     return tuple(token_ids)
 

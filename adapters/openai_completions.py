@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from adapters.adapter import Collected, CollectedChoice
 from adapters.openai_completion_types import NO_EFFECT_FIELDS, Completion, CompletionChoice, CompletionRequest
 from adapters.openai_errors import error_body
@@ -26,7 +24,7 @@ from adapters.openai_types import (
     stop_reason,
     usage_object,
 )
-from adapters.sse import json_string
+from adapters.sse import to_json
 from adapters.wire import parse_body
 from engines.api import (
     GenerationEvent,
@@ -148,7 +146,7 @@ class CompletionExchange:
             ],
             "usage": usage_object([whole.usage for whole in collected]),
         }
-        return msgspec.json.encode(answer)
+        return to_json(answer)
 
     def _start(self, choices: range, event: Started) -> bytes:
         """One chunk for each choice if the prompt is to be told: its text (echo) or its token ids."""
@@ -158,7 +156,7 @@ class CompletionExchange:
             return b""
         prompt = _required(event.prompt)
         fields = {"token_ids": (), "prompt_token_ids": prompt.token_ids} if request.return_token_ids else None
-        text = b'"text":' + json_string(prompt.text if request.echo else "")
+        text = b'"text":' + to_json(prompt.text if request.echo else "")
         return b"".join(
             self._chunks.chunk(choice, text, logprobs=self._prompt_logprobs(choice, prompt), choice_fields=fields)
             for choice in choices

@@ -5,9 +5,9 @@ Knows which error type goes with which HTTP status; the status itself is the gat
 
 from __future__ import annotations
 
-import msgspec
 from typing_extensions import TypedDict
 
+from adapters.sse import to_json
 from adapters.wire import clip
 from engines.errors import HeadraceError
 
@@ -38,4 +38,4 @@ def error_object(error: HeadraceError, status: int) -> ErrorBody:
 
 
 def error_body(error: HeadraceError, status: int) -> bytes:
-    return msgspec.json.encode(error_object(error, status))
+    return to_json(error_object(error, status))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-import msgspec
 from typing_extensions import TypedDict
 
+from adapters.sse import to_json
 from engines.api import ModelCard
 
 
@@ -45,9 +45,9 @@ def model_list_body(cards: Iterable[ModelCard]) -> bytes:
     """Aliases are listed after the name that they stand for."""
     data = [_model_object(card, name) for card in cards for name in (card.name, *card.aliases)]
     answer: ModelList = {"object": "list", "data": data}
-    return msgspec.json.encode(answer)
+    return to_json(answer)
 
 
 def model_body(card: ModelCard, name: str) -> bytes:
     """One model under the name that the client asked for."""
-    return msgspec.json.encode(_model_object(card, name))
+    return to_json(_model_object(card, name))

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import msgspec
-
 from adapters.openai_errors import error_object
 from adapters.openai_types import Identity, StreamOptions, finish_word, stop_reason, usage_object
-from adapters.sse import DONE, data_frame, json_string
+from adapters.sse import DONE, data_frame, to_json
 from engines.api import Done, Finish, Started, TextDelta, TokenLogprob, Usage
 from engines.errors import HeadraceError
 
@@ -61,18 +59,15 @@ class ChunkStream:
             system_fingerprint=identity.system_fingerprint,
         )
         self._before_text: dict[int, bytes] = {}  # by choice
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0  # so far, over all choices
         self._after_text = shape.after_text + b',"logprobs":null,"finish_reason":null}]' + self._usage_field() + _END
         self._held: dict[int, list[TextDelta]] = {}  # by choice: pieces without text whose tokens wait for a chunk
-        self._running = Usage(prompt_tokens=0, completion_tokens=0)
         self._final: list[Usage] = []
 
     def started(self, event: Started, choices: range) -> None:
         """Must come before the first chunk of these choices."""
-        self._running = Usage(
-            prompt_tokens=self._running.prompt_tokens + event.prompt_tokens,
-            completion_tokens=self._running.completion_tokens,
-            cached_tokens=self._running.cached_tokens + event.cached_tokens,
-        )
+        self._prompt_tokens += event.prompt_tokens
+        self._cached_tokens += event.cached_tokens
         for choice in choices:
             self._before_text[choice] = self._choice_start(choice) + self._shape.before_text
 
@@ -81,7 +76,7 @@ class ChunkStream:
         if self._is_plain and event.finish is None:
             if not event.text:
                 return b""
-            return self._before_text[choice] + json_string(event.text) + self._after_text
+            return self._before_text[choice] + to_json(event.text) + self._after_text
         return self._full_delta(choice, event)
 
     def done(self, event: Done) -> None:
@@ -98,7 +93,7 @@ class ChunkStream:
         chunk_fields: Mapping[str, object] | None = None,
     ) -> bytes:
         """Any chunk of one choice. `text` is a rendered member of the choice, such as `"text":"x"`."""
-        parts = [self._choice_start(choice), text, b',"logprobs":', msgspec.json.encode(logprobs)]
+        parts = [self._choice_start(choice), text, b',"logprobs":', to_json(logprobs)]
         if finish is None:
             parts.append(b',"finish_reason":null')
         else:
@@ -114,11 +109,7 @@ class ChunkStream:
         return b"data: " + self._envelope + b',"choices":[]' + usage + _END + DONE
 
     def _full_delta(self, choice: int, event: TextDelta) -> bytes:
-        self._running = Usage(
-            prompt_tokens=self._running.prompt_tokens,
-            completion_tokens=self._running.completion_tokens + event.num_tokens,
-            cached_tokens=self._running.cached_tokens,
-        )
+        self._completion_tokens += event.num_tokens
         if not event.text and event.finish is None:
             self._held.setdefault(choice, []).append(event)
             return b""
@@ -136,7 +127,7 @@ class ChunkStream:
 
     def _text_member(self, text: str) -> bytes:
         shape = self._shape
-        return shape.before_text + json_string(text) + shape.after_text if text else shape.without_text
+        return shape.before_text + to_json(text) + shape.after_text if text else shape.without_text
 
     def _choice_start(self, choice: int) -> bytes:
         return b"data: " + self._envelope + b',"choices":[{"index":%d,' % choice
@@ -144,21 +135,26 @@ class ChunkStream:
     def _usage_field(self) -> bytes:
         """What every chunk says of usage: the count so far, null where a last chunk will tell, or nothing."""
         if self._extras.continuous_usage:
-            return _members({"usage": usage_object([self._running])})
+            prompt, completion = self._prompt_tokens, self._completion_tokens
+            return _RUNNING_USAGE % (prompt, completion, prompt + completion, self._cached_tokens)
         return b',"usage":null' if self._extras.include_usage else b""
 
 
 _END = b"}\n\n"
+_RUNNING_USAGE = (  # usage_object's members, rendered for every token
+    b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":%d}}'
+)
 
 
 def _open_object(**members: object) -> bytes:
     """A JSON object without its closing brace."""
-    return msgspec.json.encode(members)[:-1]
+    return to_json(members)[:-1]
 
 
 def _members(members: Mapping[str, object] | None) -> bytes:
     """Members to add to an object that already has one: `,"name":value` for each."""
-    return b"," + msgspec.json.encode(members)[1:-1] if members else b""
+    return b"," + to_json(members)[1:-1] if members else b""
 
 
 def stream_error_frames(error: HeadraceError, status: int) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from adapters.openai_messages import Messages, TemplateFields
 from adapters.openai_types import TokenId
+from adapters.sse import to_json
 from adapters.wire import Refused, WireModel, parse_body, refuse
 from engines.api import Prompt, TextPrompt, Tokenized
 
@@ -88,9 +88,9 @@ def tokenize_body(tokenized: Tokenized, *, with_texts: bool) -> bytes:
         "tokens": tokenized.token_ids,
         "token_strs": tokenized.token_texts if with_texts else None,
     }
-    return msgspec.json.encode(answer)
+    return to_json(answer)
 
 
 def detokenize_body(text: str) -> bytes:
     answer: DetokenizeAnswer = {"prompt": text}
-    return msgspec.json.encode(answer)
+    return to_json(answer)

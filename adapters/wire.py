@@ -124,8 +124,6 @@ def _first_mistake(error: ValidationError, arm_positions: Mapping[str, int]) -> 
 _WITHOUT_GLIMPSE = frozenset(
     {"missing", "extra_forbidden", "unsupported", "union_tag_not_found", "too_short", "too_long", "prompt"}
 )
-
-
 _SUBJECT = re.compile(r"^\w+ should ")  # pydantic's "Input should be ...", "List should have ..."
 
 
@@ -162,8 +160,10 @@ def field_path(loc: Sequence[str | int], *, ends_in_key: bool = False) -> str:
 
 def _glimpse(value: object) -> str:
     """A short look at what was sent: scalars as they are, the rest by kind."""
-    if isinstance(value, bool) or value is None:
-        return f" (got {str(value).lower()})" if value is not None else " (got null)"
+    if value is None:
+        return " (got null)"
+    if isinstance(value, bool):
+        return f" (got {str(value).lower()})"
     if isinstance(value, int):
         return f" (got {value})" if abs(value) < 10**MAX_GLIMPSE_CHARS else " (got a huge number)"
     if isinstance(value, float):
