@@ -1,0 +1,105 @@
+"""The parts of an upstream's answers that we read, as msgspec structs: chat and completions, streamed and whole.
+
+One type serves all four, because each names the same things and leaves out what it does not have. Unknown fields are
+skipped without being built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+_ABSENT = msgspec.Raw()
+
+
+class Message(msgspec.Struct, gc=False):
+    """A streamed `delta` or a whole `message`."""
+
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: msgspec.Raw = _ABSENT
+    function_call: msgspec.Raw = _ABSENT
+
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the upstream answered with calls, which our events cannot carry."""
+        return any(bytes(raw) not in (b"", b"null", b"[]") for raw in (self.tool_calls, self.function_call))
+
+
+class Choice(msgspec.Struct, gc=False):
+    index: int = 0
+    delta: Message | None = None
+    message: Message | None = None
+    text: str | None = None  # completions
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None  # the stop string or token id that matched, where the upstream tells
+    logprobs: msgspec.Raw = _ABSENT
+    token_ids: tuple[int, ...] | None = None
+
+
+class PromptTokensDetails(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
+class UpstreamUsage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+
+
+class Answer(msgspec.Struct, gc=False):
+    """A chunk of a stream, a whole answer, or an error in either's place."""
+
+    choices: list[Choice] = []
+    usage: UpstreamUsage | None = None
+    error: Any = None
+
+
+class ChatTopLogprob(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class ChatTokenLogprob(msgspec.Struct, gc=False):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[ChatTopLogprob] = []
+
+
+class ChatLogprobs(msgspec.Struct, gc=False):
+    content: list[ChatTokenLogprob] | None = None
+
+
+class CompletionLogprobs(msgspec.Struct, gc=False):
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class UpstreamModel(msgspec.Struct):
+    id: str
+    created: int = 0
+    owned_by: str = "upstream"
+    max_model_len: int | None = None
+
+
+class ModelList(msgspec.Struct):
+    data: list[UpstreamModel]
+
+
+class TokenizeAnswer(msgspec.Struct):
+    tokens: tuple[int, ...]
+    max_model_len: int | None = None
+    token_strs: tuple[str, ...] | None = None
+
+
+class DetokenizeAnswer(msgspec.Struct):
+    prompt: str
+
+
+decode_answer = msgspec.json.Decoder(Answer).decode
+decode_chat_logprobs = msgspec.json.Decoder(ChatLogprobs | None).decode
+decode_completion_logprobs = msgspec.json.Decoder(CompletionLogprobs | None).decode
