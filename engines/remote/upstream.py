@@ -17,6 +17,7 @@ import msgspec
 from config.engines import RemoteSettings
 from engines.errors import EngineUnavailable, HeadraceError, Overloaded, UpstreamError, UpstreamTimeout
 from engines.remote.events import error_from
+from engines.remote.idle import IdleLimit
 
 _KEEPALIVE_S = 30.0  # shorter than what servers commonly keep an idle connection for
 _MAX_ERROR_BYTES = 64 * 1024
@@ -75,10 +76,17 @@ class Upstream:
         async with aclosing(raw):
             async with self._first_byte_limit(deadline):
                 piece = await anext(raw, None)
-            while piece is not None:
-                yield piece
-                async with self._idle_limit():
-                    piece = await anext(raw, None)
+            limit_s = self._settings.idle_timeout_s
+            idle_limit = IdleLimit(limit_s)
+            try:
+                while piece is not None:
+                    yield piece
+                    with idle_limit:
+                        piece = await anext(raw, None)
+            except TimeoutError:
+                raise UpstreamTimeout(f"The upstream sent nothing for {limit_s:g} s (idle_timeout_s).") from None
+            finally:
+                idle_limit.close()
 
     async def get(self, url: str) -> httpx.Response:
         """A small answer of any status, read whole."""
@@ -106,15 +114,6 @@ class Upstream:
             raise UpstreamTimeout(
                 f"The upstream did not begin to answer within {limit_s:g} s (first_byte_timeout_s)."
             ) from None
-
-    @asynccontextmanager
-    async def _idle_limit(self) -> AsyncGenerator[None, None]:
-        limit_s = self._settings.idle_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                yield
-        except TimeoutError:
-            raise UpstreamTimeout(f"The upstream sent nothing for {limit_s:g} s (idle_timeout_s).") from None
 
     @contextmanager
     def _translated(self) -> Generator[None, None, None]:
