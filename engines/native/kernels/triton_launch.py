@@ -1,0 +1,77 @@
+"""What the Triton kernels share about launching: programmatic dependent launch, L2 prefetch, arrival counters.
+
+Programmatic dependent launch (PDL, Hopper and later) lets a kernel's blocks start while its predecessor in the stream
+still drains. Before `wait_for_predecessor` a kernel may touch only what no kernel of the step writes (weights, norm
+weights); the wait returns once the predecessor has finished and its writes are visible. Every path through a kernel
+launched so must wait, early exits too: completion is only transitive because each link of the chain waits.
+
+It knows nothing of any one kernel's arithmetic.
+"""
+
+# pyright: reportUnreachable=false
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ARRIVAL_COUNTERS = 1 << 16
+
+
+@triton.jit
+def wait_for_predecessor(PDL: tl.constexpr):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def release_successor(PDL: tl.constexpr):
+    """Let the next kernel's blocks be scheduled where this one leaves room: a hint, its own wait keeps the order."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch_rows_to_l2(pointer, num_rows, row_stride, row_bytes):
+    """Ask for `row_bytes` of each of `num_rows` rows, `row_stride` bytes apart, to be brought into L2.
+
+    Thread i asks for row i, so at most one row a thread. Pointer and byte counts are multiples of 16.
+    """
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred has_row;
+        .reg .u32 thread;
+        .reg .u64 address;
+        mov.u32 thread, %tid.x;
+        setp.lt.u32 has_row, thread, $2;
+        mad.wide.u32 address, thread, $3, $1;
+        @has_row cp.async.bulk.prefetch.L2.global [address], $4;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r,r,r",
+        [pointer.to(tl.int64), num_rows, row_stride, row_bytes],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def arrival_counters(device: torch.device) -> Tensor:
+    """[ARRIVAL_COUNTERS] int32 zeros that kernels with a last-block reduction count in, and leave at zero.
+
+    One buffer a device serves all of them as long as such kernels run one after the other on one stream.
+    """
+    return torch.zeros(ARRIVAL_COUNTERS, dtype=torch.int32, device=device)
+
+
+def can_launch_early(tensor: Tensor, wanted: bool) -> bool:
+    """Whether to launch with PDL: wanted, and on a GPU that has it (never in the interpreter, on CPU tensors)."""
+    return wanted and tensor.is_cuda and _has_dependent_launch(tensor.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _has_dependent_launch(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,0 +1,170 @@
+"""The Triton attention kernels agree with the plain PyTorch twin on ragged batches."""
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from engines.native.kernels import reference, triton_attention
+from engines.native.layers.attention_metadata import AttentionMetadata
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    metadata: AttentionMetadata
+
+
+def ragged_batch(
+    query_lens: list[int],
+    seq_lens: list[int],
+    device: torch.device,
+    *,
+    block_size: int = 16,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    head_dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Batch:
+    """Random queries and caches; blocks are dealt in random order and what no sequence owns is NaN."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks_of = [-(-length // block_size) for length in seq_lens]
+    num_blocks = sum(blocks_of) + 3
+    order = torch.randperm(num_blocks, generator=generator).int()
+    tables = torch.full((len(seq_lens), max(blocks_of) + 1), num_blocks + 1000, dtype=torch.int32)
+    caches = [torch.full((num_blocks, block_size, num_kv_heads, head_dim), float("nan")) for _ in range(2)]
+    used = 0
+    for row, (count, length) in enumerate(zip(blocks_of, seq_lens, strict=True)):
+        tables[row, :count] = order[used : used + count]
+        for cache in caches:
+            filled = cache[tables[row, :count].long()].flatten(0, 1)
+            filled[:length] = torch.randn(length, num_kv_heads, head_dim, generator=generator)
+            cache[tables[row, :count].long()] = filled.view(count, block_size, num_kv_heads, head_dim)
+        used += count
+    starts = torch.tensor([0, *query_lens]).cumsum(0)
+    query = torch.randn(int(starts[-1]), num_heads, head_dim, generator=generator)
+    metadata = AttentionMetadata(
+        query_start_loc=starts.int().to(device),
+        seq_lens=torch.tensor(seq_lens, dtype=torch.int32, device=device),
+        block_tables=tables.to(device),
+        slot_mapping=torch.full((int(starts[-1]),), -1, device=device),
+        num_decodes=next((i for i, length in enumerate(query_lens) if length != 1), len(query_lens)),
+        max_query_len=max(query_lens),
+        max_seq_len=max(seq_lens),
+    )
+    key_cache, value_cache = (cache.to(device, dtype) for cache in caches)
+    return Batch(query.to(device, dtype), key_cache, value_cache, metadata)
+
+
+def assert_matches_reference(batch: Batch, *, sliding_window: int = 0, split_tokens: int = 0) -> None:
+    scale = batch.query.shape[-1] ** -0.5
+    arguments = (batch.query, batch.key_cache, batch.value_cache, batch.metadata, scale, sliding_window)
+    got = triton_attention.paged_attention(*arguments, split_tokens=split_tokens)
+    tolerance = 1e-2 if batch.query.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(got, reference.paged_attention(*arguments), atol=tolerance, rtol=tolerance)
+
+
+LENGTHS = {
+    "decodes": ([1, 1, 1], [1, 70, 200]),
+    "prefills from nothing": ([5, 40, 1], [5, 40, 1]),
+    "chunks after a context": ([7, 33], [150, 40]),
+    "decodes, then chunks": ([1, 1, 20, 3], [129, 64, 85, 3]),
+    "a padding sequence of length 0": ([1, 1, 1], [90, 0, 33]),
+}
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_ragged_batches_match_the_reference(lengths: tuple[list[int], list[int]], device: torch.device) -> None:
+    assert_matches_reference(ragged_batch(*lengths, device))
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 16, 64, 128])
+def test_any_block_size(block_size: int, device: torch.device) -> None:
+    assert_matches_reference(ragged_batch([1, 1, 18], [77, 140, 90], device, block_size=block_size))
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(2, 2, 64), (8, 1, 128), (6, 2, 80), (14, 2, 64)],
+    ids=["no group", "one KV head", "odd head dim", "group of 7"],
+)
+def test_head_layouts(num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device) -> None:
+    batch = ragged_batch(
+        [1, 1, 11], [100, 20, 70], device, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim
+    )
+    assert_matches_reference(batch)
+
+
+@pytest.mark.parametrize("window", [1, 10, 64, 500])
+def test_sliding_window(window: int, device: torch.device) -> None:
+    assert_matches_reference(ragged_batch([1, 1, 40], [200, 9, 130], device), sliding_window=window)
+
+
+def test_bfloat16(device: torch.device) -> None:
+    assert_matches_reference(ragged_batch([1, 1, 20], [129, 64, 85], device, dtype=torch.bfloat16))
+
+
+def test_more_splits_than_the_merge_reads_at_once(device: torch.device) -> None:
+    batch = ragged_batch([1], [64 * 20 + 5], device, num_heads=8, num_kv_heads=1)
+    assert triton_attention.num_decode_splits(1, 1, batch.metadata.max_seq_len) == 21
+    assert_matches_reference(batch)
+    assert not triton_attention.arrival_counters(device).any()
+
+
+def test_fixed_splits_make_a_sequence_independent_of_its_batch(device: torch.device) -> None:
+    batch = ragged_batch([1] * 6, [300, 64, 1, 520, 129, 260], device)
+    assert_matches_reference(batch, split_tokens=128)
+    scale = batch.query.shape[-1] ** -0.5
+    together = triton_attention.paged_attention(
+        batch.query, batch.key_cache, batch.value_cache, batch.metadata, scale, split_tokens=128
+    )
+    metadata = dataclasses.replace(
+        batch.metadata,
+        query_start_loc=batch.metadata.query_start_loc[:2],
+        seq_lens=batch.metadata.seq_lens[3:4],
+        block_tables=batch.metadata.block_tables[3:4],
+        num_decodes=1,
+    )
+    alone = triton_attention.paged_attention(
+        batch.query[3:4], batch.key_cache, batch.value_cache, metadata, scale, split_tokens=128
+    )
+    assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_decode_at_real_shapes(batch_size: int, block_size: int, device: torch.device) -> None:
+    seq_lens = [900 + 37 * i % 400 for i in range(batch_size)]
+    batch = ragged_batch(
+        [1] * batch_size,
+        seq_lens,
+        device,
+        block_size=block_size,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        dtype=torch.bfloat16,
+    )
+    assert_matches_reference(batch)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+def test_prefill_at_real_shapes(block_size: int, device: torch.device) -> None:
+    batch = ragged_batch(
+        [1, 1, 700, 1, 1024],
+        [1500, 90, 1900, 40, 1024],
+        device,
+        block_size=block_size,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        dtype=torch.bfloat16,
+    )
+    assert_matches_reference(batch)
