@@ -7,6 +7,7 @@ takes seconds for a vocabulary that is read here in under a tenth of one.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from pathlib import Path
@@ -67,6 +68,19 @@ def read_gguf_header(path: str | Path) -> GGUFHeader:
             raise GGUFError(f"{path}: general.alignment is {alignment!r}")
         data_start = -(-cursor.offset // alignment) * alignment
     return GGUFHeader(metadata, {name: t._replace(offset=data_start + t.offset) for name, t in entries.items()})
+
+
+def read_gguf_float32s(path: str | Path, tensor: GGUFTensor) -> tuple[float, ...]:
+    """The elements of a small float32 tensor. Raises GGUFError where it is of another type or cut off."""
+    count = math.prod(tensor.shape)
+    if tensor.type_id != 0:
+        raise GGUFError(f"{path}: a tensor of storage type {tensor.type_id} where float32 was expected")
+    with open(path, "rb") as file:
+        file.seek(tensor.offset)
+        data = file.read(4 * count)
+    if len(data) < 4 * count:
+        raise GGUFError(f"{path} ends inside a tensor: it is cut short or damaged")
+    return struct.unpack(f"<{count}f", data)
 
 
 def _read_counts(cursor: _Cursor, path: str | Path) -> tuple[int, int]:

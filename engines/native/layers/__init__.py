@@ -1,1 +1,1 @@
-"""Layers of the native models: attention, linear, embedding, normalization, rotary positions, activation."""
+"""Layers of the native models: attention, gated MLP, linear, embedding, normalization, rotary positions."""

@@ -1,0 +1,66 @@
+"""Grouped-query self-attention over the paged KV cache, and its projections.
+
+Owns the projections' weights and each layer's own settings: scale, window, rotary table. The kernels do the arithmetic;
+the batch's layout arrives in the metadata.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.context import LayerContext
+from engines.native.layers.linear import Part, column_parallel, row_parallel
+from engines.native.layers.norm import RMSNorm
+from engines.native.models.model_config import ModelConfig
+
+
+class Attention:
+    """One layer's attention; `name` is its prefix in the checkpoint, `cos_sin` its rotary table."""
+
+    def __init__(self, config: ModelConfig, context: LayerContext, name: str, layer: int, cos_sin: Tensor) -> None:
+        heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        projections = ("qkv_proj",) * 3 if config.fused_checkpoint else ("q_proj", "k_proj", "v_proj")
+        parts = [
+            Part(f"{name}.{projection}", units, head_dim)
+            for projection, units in zip(projections, (heads, kv_heads, kv_heads), strict=True)
+        ]
+        self.qkv_proj = column_parallel(context, config.hidden_size, parts, config.qkv_bias)
+        self.o_proj = row_parallel(context, Part(f"{name}.o_proj", heads, head_dim), config.hidden_size, config.o_bias)
+        self.q_norm, self.k_norm = (
+            RMSNorm(context, f"{name}.{norm}", head_dim, config.rms_norm_eps).weight if config.qk_norm else None
+            for norm in ("q_norm", "k_norm")
+        )
+        self.num_heads, self.num_kv_heads = (_count(context.shard.take(units, name)) for units in (heads, kv_heads))
+        self.head_dim = head_dim
+        self.eps = config.rms_norm_eps
+        self.scale = config.attention_scale
+        self.sliding_window = config.sliding_windows[layer]
+        self.cos_sin = cos_sin  # [max_positions, rotary_dim] float32
+        self._ops = context.ops
+
+    def __call__(
+        self, x: Tensor, positions: Tensor, kv_cache: tuple[Tensor, Tensor], metadata: AttentionMetadata
+    ) -> Tensor:
+        """x [num_tokens, hidden_size], positions [num_tokens] int64: [num_tokens, hidden_size]; writes the cache."""
+        key_cache, value_cache = kv_cache
+        q = self._ops.rope_and_cache(
+            self.qkv_proj(x),
+            positions,
+            self.cos_sin,
+            self.q_norm,
+            self.k_norm,
+            self.eps,
+            key_cache,
+            value_cache,
+            metadata.slot_mapping,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+        )
+        mixed = self._ops.paged_attention(q, key_cache, value_cache, metadata, self.scale, self.sliding_window)
+        return self.o_proj(mixed.flatten(1))
+
+
+def _count(share: slice) -> int:
+    return share.stop - share.start
