@@ -1,0 +1,295 @@
+"""An engine with no model: it answers with what it was asked.
+
+For demos, for tests that need exact answers, and for load tests of the gateway alone. A chat is answered with its last
+user message, any other prompt with itself: once and "stop" where `max_tokens` is absent, repeated up to `max_tokens`
+and "length" where it is given. Nothing is sampled, so temperature and its kin, penalties, biases and seeds have no say.
+
+The whole answer, stop conditions included, is decided before its first token; what remains per token is one
+`TextDelta`, one turn of the event loop and the configured delay. Knows nothing of HTTP.
+
+Tokens: a run of at most four printable ASCII characters (a space may only lead), or any other single character. An id
+says its token by itself, without a vocabulary: below 0x110000 it is a code point, above it base-96 digits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from config.engines import EchoSettings
+from engines.api import (
+    ChatPrompt,
+    Done,
+    EngineStats,
+    Finish,
+    GenerationEvent,
+    GenerationRequest,
+    Health,
+    ModelCard,
+    Prompt,
+    PromptDetails,
+    SamplingParams,
+    Started,
+    TextDelta,
+    TextPrompt,
+    Tokenized,
+    TokensPrompt,
+    Usage,
+)
+from engines.errors import EngineUnavailable, InvalidRequest, PromptTooLong, UnsupportedByEngine
+
+_TOKEN = re.compile(r" [!-~]{1,3}|[!-~]{1,4}|.", re.DOTALL)
+_MAX_TOKEN_CHARS = 4
+_FIRST_RUN_ID = 0x110000  # one past the last code point
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def split_tokens(text: str) -> list[str]:
+    """The tokens of `text`; joined they are `text` again."""
+    return _TOKEN.findall(text)
+
+
+def token_id(token: str) -> int:
+    """The id that stands for `token` in every process, below 2**27."""
+    if len(token) == 1:
+        return ord(token)
+    run = 0
+    for character in token:
+        run = run * 96 + ord(character) - 31  # digits 1..95, so that runs of different lengths never collide
+    return _FIRST_RUN_ID + run
+
+
+def token_text(token_id: int) -> str:
+    """Inverse of `token_id`. Raises InvalidRequest for an id that stands for nothing."""
+    if 0 <= token_id < _FIRST_RUN_ID and token_id not in _SURROGATES:
+        return chr(token_id)
+    characters: list[str] = []
+    run = token_id - _FIRST_RUN_ID
+    while run > 0 and len(characters) <= _MAX_TOKEN_CHARS:
+        run, digit = divmod(run, 96)
+        characters.append(chr(digit + 31))
+    text = "".join(reversed(characters))
+    if not 2 <= len(text) <= _MAX_TOKEN_CHARS or "\x1f" in text:
+        raise InvalidRequest(f"Token id {token_id} is not in this model's vocabulary.", field="prompt")
+    return text
+
+
+class EchoEngine:
+    """See the module's docstring. `served_model_name` defaults to `echo`."""
+
+    def __init__(self, settings: EchoSettings) -> None:
+        name, *aliases = settings.served_model_name or ("echo",)
+        self._settings = settings
+        self._card = ModelCard(
+            name=name, aliases=tuple(aliases), max_model_len=settings.max_model_len, created=int(time.time())
+        )
+        self._open = False
+        self._running = 0
+        self._prompt_tokens = 0
+        self._generated_tokens = 0
+
+    @property
+    def models(self) -> Sequence[ModelCard]:
+        return (self._card,)
+
+    async def start(self) -> None:
+        self._open = True
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        if not self._open:
+            raise EngineUnavailable("The echo engine is not running.")
+        prompt = _read_prompt(request, self._settings.max_model_len)
+        steps = _write_answer(prompt, request)
+        delay_s = self._settings.token_delay_s
+        self._running += 1
+        self._prompt_tokens += len(prompt.token_ids)
+        generated = 0
+        try:
+            details = PromptDetails(text=prompt.text, token_ids=prompt.token_ids) if request.echo else None
+            yield Started(prompt_tokens=len(prompt.token_ids), prompt=details)
+            for step in steps:
+                await asyncio.sleep(delay_s * step[0].num_tokens)
+                for delta in step:
+                    yield delta
+                    generated += delta.num_tokens
+            yield Done(Usage(prompt_tokens=len(prompt.token_ids), completion_tokens=generated))
+        finally:
+            self._running -= 1
+            self._generated_tokens += generated
+
+    async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
+        tokens = split_tokens(_render(prompt))
+        return Tokenized(
+            token_ids=tuple(map(token_id, tokens)),
+            max_model_len=self._settings.max_model_len,
+            token_texts=tuple(tokens) if with_texts else (),
+        )
+
+    async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
+        return "".join(map(token_text, token_ids))
+
+    async def health(self) -> Health:
+        return Health(True) if self._open else Health(False, "not running")
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=self._running, prompt_tokens=self._prompt_tokens, generated_tokens=self._generated_tokens
+        )
+
+    async def aclose(self) -> None:
+        self._open = False
+
+
+# --- reading the prompt -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadPrompt:
+    text: str
+    token_ids: tuple[int, ...]
+    answer: str  # what will be said back
+    room: int  # tokens that the context still holds
+
+
+def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
+    sampling = request.sampling
+    if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
+        field = "logprobs" if sampling.logprobs is not None else "prompt_logprobs"
+        raise UnsupportedByEngine(f"The echo engine has no distribution, so it cannot honour '{field}'.", field=field)
+    field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+    wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
+    too_long = (
+        f"This model's context holds {max_model_len} tokens, but the prompt has %s and the answer asks for {wanted}."
+    )
+    text = _render(request.prompt)
+    if request.truncate_prompt_tokens is None and len(text) > max_model_len * _MAX_TOKEN_CHARS:
+        raise PromptTooLong(
+            too_long % f"at least {-(-len(text) // _MAX_TOKEN_CHARS)}", field=field
+        )  # not worth splitting
+    tokens = split_tokens(text)
+    if request.truncate_prompt_tokens is not None:
+        tokens = tokens[max(len(tokens) - request.truncate_prompt_tokens, 0) :]
+        text = "".join(tokens)
+    room = max_model_len - len(tokens)
+    if room < wanted:
+        raise PromptTooLong(too_long % len(tokens), field=field)
+    answer = _last_user_text(request.prompt) if isinstance(request.prompt, ChatPrompt) else text
+    return _ReadPrompt(text, tuple(map(token_id, tokens)), answer, room)
+
+
+def _render(prompt: Prompt) -> str:
+    match prompt:
+        case TextPrompt():
+            return prompt.text
+        case TokensPrompt():
+            return "".join(map(token_text, prompt.token_ids))
+        case ChatPrompt():
+            turns = [f"{message['role']}: {_content_text(message.get('content'))}" for message in prompt.messages]
+            if prompt.add_generation_prompt and not prompt.continue_final_message:
+                turns.append("assistant:")
+            return "\n".join(turns)
+
+
+def _last_user_text(prompt: ChatPrompt) -> str:
+    if prompt.tools:
+        raise UnsupportedByEngine("The echo engine cannot call tools.", field="tools")
+    users = [message for message in prompt.messages if message["role"] == "user"]
+    return _content_text((users or prompt.messages)[-1].get("content"))
+
+
+def _content_text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts: Iterable[Any] = content
+    for part in parts:
+        if part["type"] != "text":
+            raise UnsupportedByEngine(f"The echo engine reads text, not '{part['type']}'.", field="messages")
+    return "".join(part["text"] for part in parts)
+
+
+# --- writing the answer -----------------------------------------------------------------------------------------------
+
+
+def _write_answer(prompt: _ReadPrompt, request: GenerationRequest) -> list[tuple[TextDelta, ...]]:
+    """Every step of the answer: one delta per choice. A request that is not streamed is answered in one step."""
+    tokens, finish = _choose_tokens(prompt, request.sampling)
+    ids = list(map(token_id, tokens))
+    texts = tokens
+    if stop := _first_stop(tokens, ids, request.sampling):
+        finish = Finish("stop", stop.matched)
+        tokens, ids = tokens[: stop.num_tokens], ids[: stop.num_tokens]
+        texts = _cut(tokens, stop.num_chars)
+    choices = range(request.n)
+    if not tokens or not request.stream:
+        return [tuple(TextDelta(i, "".join(texts), len(tokens), tuple(ids), (), finish) for i in choices)]
+    made: dict[str, tuple[TextDelta, ...]] = {}  # a repeated token is the same frozen delta
+    steps: list[tuple[TextDelta, ...]] = []
+    for token, text, id_ in zip(tokens, texts, ids, strict=True):
+        if text != token:
+            steps.append(tuple(TextDelta(i, text, 1, (id_,)) for i in choices))
+            continue
+        if token not in made:
+            made[token] = tuple(TextDelta(i, text, 1, (id_,)) for i in choices)
+        steps.append(made[token])
+    steps[-1] = tuple(TextDelta(i, texts[-1], 1, (ids[-1],), (), finish) for i in choices)
+    return steps
+
+
+def _choose_tokens(prompt: _ReadPrompt, sampling: SamplingParams) -> tuple[list[str], Finish]:
+    """The tokens before any stop condition is looked at, and how the choice ends if none applies."""
+    once = split_tokens(prompt.answer)
+    if not once:
+        return [], Finish("stop")
+    if sampling.max_tokens is None and not sampling.ignore_eos and max(len(once), sampling.min_tokens) <= prompt.room:
+        num_tokens, finish = max(len(once), sampling.min_tokens), Finish("stop")
+    else:
+        num_tokens = prompt.room if sampling.max_tokens is None else sampling.max_tokens
+        finish = Finish("length")
+    again = split_tokens(" " + prompt.answer)
+    rounds = -(-max(num_tokens - len(once), 0) // len(again))
+    return (once + again * rounds)[:num_tokens], finish
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    matched: str | int
+    num_tokens: int  # generated when the condition was met
+    num_chars: int  # of text that remain
+
+
+def _first_stop(tokens: Sequence[str], ids: Sequence[int], sampling: SamplingParams) -> _Stop | None:
+    """The condition met with the fewest tokens: a token before strings, then the string ending first, then longest."""
+    if not tokens or not (sampling.stop or sampling.stop_token_ids):
+        return None
+    ends = list(accumulate(map(len, tokens)))  # ends[i]: characters of text up to and including token i
+    unchecked = ends[min(sampling.min_tokens, len(ends)) - 1] if sampling.min_tokens else 0
+    text = "".join(tokens)
+    kept = sampling.include_stop_str_in_output
+    found: list[tuple[int, int, int, _Stop]] = []  # tokens needed, end, start
+    for stop in sampling.stop:
+        start = text.find(stop, max(unchecked + 1 - len(stop), 0))
+        if start >= 0:
+            end = start + len(stop)
+            num_tokens = bisect_left(ends, end) + 1
+            found.append((num_tokens, end, start, _Stop(stop, num_tokens, end if kept else start)))
+    for i in range(sampling.min_tokens, len(ids)):
+        if ids[i] in sampling.stop_token_ids:
+            before = ends[i] - len(tokens[i])
+            found.append((i + 1, -1, -1, _Stop(ids[i], i + 1, ends[i] if kept else before)))
+            break
+    return min(found, key=lambda item: item[:3])[3] if found else None
+
+
+def _cut(tokens: Sequence[str], num_chars: int) -> list[str]:
+    """The first `num_chars` characters, still one piece per token."""
+    pieces: list[str] = []
+    for token in tokens:
+        pieces.append(token[: max(num_chars, 0)])
+        num_chars -= len(token)
+    return pieces

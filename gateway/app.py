@@ -1,0 +1,112 @@
+"""The gateway as a value: `create_app(engines)` is a Starlette application made of routes, middleware and handlers.
+
+Its lifespan starts and stops the engines. Who makes the engines and who serves the application is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from adapters.openai_chat import ChatAdapter
+from adapters.openai_completions import CompletionsAdapter
+from engines.api import Engine
+from engines.errors import HeadraceError
+from gateway import endpoints
+from gateway.admission import Admission
+from gateway.catalog import Catalog
+from gateway.errors import on_headrace_error, on_http_exception
+from gateway.metrics import Metrics
+from gateway.telemetry import Telemetry
+
+logger = logging.getLogger("headrace.gateway")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """What the gateway itself can be told; engines have their own settings."""
+
+    max_body_bytes: int = 32 * 2**20
+    metrics_dir: Path | None = None  # where gateway processes of one socket share their metrics, see gateway/metrics.py
+
+
+def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = None) -> Starlette:
+    """Raises ValueError when two models claim one name."""
+    options = options or GatewayOptions()
+    catalog = Catalog(engines)
+    metrics = Metrics(engines, options.metrics_dir)
+    routes = _routes(catalog, metrics, options)
+    return Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Telemetry, metrics=metrics, routes={route.endpoint: route.path for route in routes}),
+        ],
+        exception_handlers={HTTPException: on_http_exception, HeadraceError: on_headrace_error},
+        lifespan=_lifespan(catalog),
+    )
+
+
+def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list[Route]:
+    admission = [Middleware(Admission, max_body_bytes=options.max_body_bytes)]
+    version = _installed_version()
+    chat = endpoints.Generate(ChatAdapter(), catalog)
+    completions = endpoints.Generate(CompletionsAdapter(), catalog)
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"], middleware=admission),
+        Route("/v1/completions", completions, methods=["POST"], middleware=admission),
+        Route("/v1/models", endpoints.list_models(catalog)),
+        Route("/v1/models/{model:path}", endpoints.retrieve_model(catalog)),
+        Route("/tokenize", endpoints.tokenize(catalog), methods=["POST"], middleware=admission),
+        Route("/detokenize", endpoints.detokenize(catalog), methods=["POST"], middleware=admission),
+        Route("/health", endpoints.health(catalog)),
+        Route("/version", endpoints.version(version)),
+        Route("/metrics", endpoints.prometheus(metrics)),
+        Route("/openapi.json", endpoints.openapi(version)),
+    ]
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("headrace")
+    except metadata.PackageNotFoundError:
+        return "0+source"  # run from a checkout that was never installed
+
+
+def _lifespan(catalog: Catalog) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
+        try:
+            await _start(catalog.engines)
+            catalog.refresh()
+            yield
+        finally:
+            await _stop(catalog.engines)
+
+    return lifespan
+
+
+async def _start(engines: Sequence[Engine]) -> None:
+    """All at once; the first that cannot start cancels the rest, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as starting:
+            for engine in engines:
+                starting.create_task(engine.start())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def _stop(engines: Sequence[Engine]) -> None:
+    """Every engine is closed, whatever the others do."""
+    for outcome in await asyncio.gather(*(engine.aclose() for engine in engines), return_exceptions=True):
+        if isinstance(outcome, Exception):
+            logger.error("an engine failed to close", exc_info=outcome)

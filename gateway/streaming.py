@@ -1,0 +1,171 @@
+"""Engine events to HTTP answers: whole, or as server-sent events.
+
+One pump per request of the exchange iterates an engine and leaves frames in a `_Relay`; one writer empties it. So list
+prompts run side by side, a client that reads slowly holds its engines back instead of filling memory, and frames that
+arrive while a write waits leave in one write. Nothing is sent before the first event: until then every error is an
+ordinary answer with its status; afterwards it travels in-band.
+
+A client that leaves cancels the pumps wherever they wait, which closes their generators: the one path of cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+
+from starlette.types import Message, Receive, Send
+
+from adapters.adapter import Collected, Exchange
+from adapters.collect import Collector
+from engines.api import Done, Engine, GenerationRequest
+from engines.errors import GenerationFailed, HeadraceError
+from gateway.errors import client_error, status_of
+from gateway.record import RequestRecord
+
+MAX_RELAYED_BYTES = 65536  # frames waiting for a slow client, per exchange; the socket's own buffer comes on top
+
+_STREAM_START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+async def answer_whole(exchange: Exchange, engine: Engine, record: RequestRecord, receive: Receive) -> bytes:
+    """The body of the whole answer. Raises the first HeadraceError of any request, or ClientLeft."""
+    async with _while_connected(receive) as tasks:
+        collecting = [tasks.create_task(_collect(engine, request, record)) for request in exchange.requests]
+        collected = [await task for task in collecting]
+    return exchange.response(collected)
+
+
+async def answer_stream(
+    exchange: Exchange, engine: Engine, record: RequestRecord, receive: Receive, send: Send
+) -> None:
+    """Sends the stream. Raises HeadraceError only before anything was sent, or ClientLeft."""
+    relay = _Relay(len(exchange.requests))
+    async with _while_connected(receive) as tasks:
+        pumps = [tasks.create_task(_pump(exchange, i, engine, relay, record)) for i in range(len(exchange.requests))]
+        # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
+        writer = tasks.create_task(_write(exchange, relay, record, send))
+        await asyncio.wait([writer])
+        for pump in pumps:
+            pump.cancel()
+
+
+@asynccontextmanager
+async def _while_connected(receive: Receive) -> AsyncGenerator[asyncio.TaskGroup, None]:
+    """Tasks that are cancelled, together with the body, when the client leaves: then ClientLeft is raised.
+
+    The first exception of any task is raised as it is, after all others have ended.
+    """
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watcher = tasks.create_task(_watch(receive))
+            yield tasks
+            watcher.cancel()
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def _watch(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientLeft
+
+
+async def _collect(engine: Engine, request: GenerationRequest, record: RequestRecord) -> Collected:
+    collector = Collector(request)
+    async with aclosing(engine.generate(request)) as events:
+        async for event in events:
+            record.add(event)
+            collector.add(event)
+    return collector.result()
+
+
+class _Relay:
+    """Frames on their way from the pumps to the writer, in order of arrival, and how the pumps fared."""
+
+    __slots__ = ("_frames", "_loop", "_num_bytes", "_num_pumps", "_room", "error", "news")
+
+    def __init__(self, num_pumps: int) -> None:
+        self.error: HeadraceError | None = None  # the first one; it ends the stream
+        self._frames: list[bytes] = []
+        self._num_pumps = num_pumps
+        self._num_bytes = 0
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.news = self._loop.create_future()  # for the writer to await before every `take`
+
+    @property
+    def finished(self) -> bool:
+        return self._num_pumps == 0
+
+    def put(self, frame: bytes) -> bool:
+        """False: await `room` before the next one. An empty frame says that its request was accepted."""
+        self._frames.append(frame)
+        self._num_bytes += len(frame)
+        if not self.news.done():
+            self.news.set_result(None)
+        return self._num_bytes < MAX_RELAYED_BYTES
+
+    async def room(self) -> None:
+        self._room.clear()
+        await self._room.wait()
+
+    def end(self, error: HeadraceError | None = None) -> None:
+        self._num_pumps -= 1
+        self.error = self.error or error
+        if not self.news.done():
+            self.news.set_result(None)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._frames)
+        self._frames.clear()
+        self._num_bytes = 0
+        self._room.set()
+        self.news = self._loop.create_future()
+        return taken
+
+
+async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, record: RequestRecord) -> None:
+    """Never raises but when cancelled: the writer says what went wrong, after the frames before it."""
+    done = False
+    try:
+        async with aclosing(engine.generate(exchange.requests[index])) as events:
+            async for event in events:
+                record.add(event)
+                done = isinstance(event, Done)
+                if not relay.put(exchange.frame(index, event)):
+                    await relay.room()
+        relay.end(None if done else GenerationFailed("The engine stopped before the answer was complete."))
+    except Exception as error:
+        relay.end(client_error(error, record.id))
+
+
+async def _write(exchange: Exchange, relay: _Relay, record: RequestRecord, send: Send) -> None:
+    await relay.news
+    if relay.error is not None:
+        raise relay.error  # nothing was sent, so it is an ordinary answer even if another prompt was accepted
+    await send(_STREAM_START)
+    while True:
+        body, last = relay.take(), False
+        if relay.error is not None:
+            record.error = relay.error.message
+            body, last = body + exchange.stream_error(relay.error, status_of(relay.error)), True
+        elif relay.finished:
+            body, last = body + exchange.end(), True
+        if body or last:
+            await send({"type": "http.response.body", "body": body, "more_body": not last})
+        if last:
+            return
+        await relay.news
