@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from engines.api import Done, GenerationEvent, GenerationRequest, PromptDetails, Started, Usage
+from engines.api import ChatPrompt, Done, GenerationEvent, GenerationRequest, PromptDetails, Started, Usage
 from engines.errors import GenerationFailed, HeadraceError, Overloaded
 from engines.native.choice import Choice, token_logprob
 from engines.native.core_client import CoreClient
@@ -20,7 +20,11 @@ class Answer:
     """The events of one request on their way from the socket's reader to the request's generator."""
 
     def __init__(self, request: GenerationRequest, token_ids: list[int], tokenizer: Tokenizer) -> None:
-        self.choices = [Choice(index, request.sampling, tokenizer, stream=request.stream) for index in range(request.n)]
+        after_text = not isinstance(request.prompt, ChatPrompt)
+        self.choices = [
+            Choice(index, request.sampling, tokenizer, stream=request.stream, after_text=after_text)
+            for index in range(request.n)
+        ]
         self._request = request
         self._prompt_ids = token_ids
         self._tokenizer = tokenizer

@@ -26,9 +26,14 @@ def token_logprob(row: LogprobRow, tokenizer: Tokenizer) -> TokenLogprob:
 
 
 class Choice:
-    """Turns a sequence's TokenOutputs into TextDeltas. `finished` is True once a delta carried its finish."""
+    """Turns a sequence's TokenOutputs into TextDeltas. `finished` is True once a delta carried its finish.
 
-    def __init__(self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, *, stream: bool) -> None:
+    `after_text` says that the choice continues a text and does not begin one, so that a leading space is its own.
+    """
+
+    def __init__(
+        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, *, stream: bool, after_text: bool
+    ) -> None:
         self.index = index
         self.finished = False
         self.num_tokens = 0
@@ -40,6 +45,7 @@ class Choice:
             tokenizer,
             skip_special_tokens=sampling.skip_special_tokens,
             spaces_between_special_tokens=sampling.spaces_between_special_tokens,
+            after_text=after_text,
         )
         self._matcher = StopMatcher(sampling.stop, sampling.include_stop_str_in_output) if sampling.stop else None
         self._num_chars = 0  # of text detokenized so far

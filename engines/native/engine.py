@@ -34,10 +34,12 @@ from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, token_params
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import AddSequence, Ready
+from engines.native.weights import no_progress
 from engines.native.weights.resolve import resolve_model
 
 _INLINE_CHARS = 4096  # shorter prompts are tokenized on the event loop: a thread's hand-over costs more
 _TOKENIZER_THREADS = 4
+_TEMPLATE_PARAMETERS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 _RESTART_DELAYS_S = (0.5, 1, 2, 5, 10, 30)
 
 
@@ -75,8 +77,12 @@ class NativeEngine:
             self._supervisor = asyncio.create_task(self._supervise(self._core), name="core-supervisor")
 
     def _load_text_half(self) -> None:
-        files = resolve_model(self._section, self._on_progress)
-        self._tokenizer = Tokenizer.load(self._section.tokenizer or files.path)
+        files = resolve_model(self._section, self._on_progress or no_progress)
+        path = self._section.tokenizer or files.path
+        try:
+            self._tokenizer = Tokenizer.load(path)
+        except (ValueError, OSError) as error:
+            raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
         models_own = self._section.generation_defaults == "model"
         self._defaults = load_generation_config(files.path) if models_own else GenerationConfig()
 
@@ -179,6 +185,9 @@ class NativeEngine:
     def _encode_now(self, prompt: TextPrompt | ChatPrompt) -> list[int]:
         if isinstance(prompt, TextPrompt):
             return self._tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+        if taken := _TEMPLATE_PARAMETERS & prompt.template_kwargs.keys():
+            field = f"chat_template_kwargs.{min(taken)}"
+            raise InvalidRequest(f"{field}: that is a field of its own.", field=field)
         try:
             text = self._tokenizer.apply_chat_template(
                 prompt.messages,

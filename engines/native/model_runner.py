@@ -7,35 +7,16 @@ requests, queues or text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engines.native.kv_cache import KVCache
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.models import CausalLM
 from engines.native.row_state import ModelInput, RowState
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
 from engines.native.sampling.sampler import Sampler, SamplerOutput
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
-
-
-class Model(Protocol):
-    """A causal language model over the paged cache."""
-
-    def __call__(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        kv_caches: list[tuple[Tensor, Tensor]],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        """Hidden states after the final norm, [num_tokens, hidden]."""
-        ...
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """[n, hidden] to [n, vocab] float32."""
-        ...
 
 
 @dataclass(slots=True)
@@ -49,7 +30,7 @@ class Launched:
 class ModelRunner:
     """Satisfies `engines.native.core.Runner`."""
 
-    def __init__(self, model: Model, cache: KVCache, rows: RowState, sampler: Sampler) -> None:
+    def __init__(self, model: CausalLM, cache: KVCache, rows: RowState, sampler: Sampler) -> None:
         self._model = model
         self._cache = cache
         self._rows = rows
@@ -62,7 +43,7 @@ class ModelRunner:
         if not plan.rows:
             return Launched(None)
         inputs = self._rows.prepare(plan)
-        hidden = self._model(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
+        hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
         return Launched(self._sample(plan, inputs, hidden), self._score_prompts(plan, hidden))
 
     def collect(self, launched: Launched) -> SampledTokens:
@@ -70,7 +51,8 @@ class ModelRunner:
         if launched.output is None:
             return SampledTokens([], prompt_logprobs=launched.prompt_logprobs)
         sampled = launched.output.to_host()
-        return SampledTokens(sampled.token_ids, sampled.logprobs, launched.prompt_logprobs)
+        sampled.prompt_logprobs = launched.prompt_logprobs
+        return sampled
 
     def _admit(self, plan: BatchPlan) -> None:
         self._rows.apply(plan)
@@ -82,17 +64,18 @@ class ModelRunner:
             self._sampler.state.set_rows([(a.row, a.params, a.num_prompt_tokens) for a in plan.admissions])
 
     def _sample(self, plan: BatchPlan, inputs: ModelInput, hidden: Tensor) -> SamplerOutput | None:
-        rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
-        if not rows:
+        sampling = [index for index, samples in enumerate(plan.samples) if samples]
+        if not sampling:
             return None
         logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
         output = self._sampler.sample(
             logits,
             rows=inputs.sampled_rows,
-            row_list=rows,
+            row_list=[plan.rows[index] for index in sampling],
             positions=inputs.sampled_lengths,
             token_table=self._rows.token_table,
             lengths=inputs.sampled_lengths,
+            length_list=[plan.starts[index] + plan.num_tokens[index] for index in sampling],
         )
         self._rows.store(inputs.sampled_rows, inputs.sampled_lengths, output.token_ids)
         return output

@@ -71,7 +71,7 @@ def token_params(
         )
     stop_token_ids = set(sampling.stop_token_ids)
     if not sampling.ignore_eos:
-        stop_token_ids |= tokenizer.eos_token_ids
+        stop_token_ids.update(tokenizer.eos_token_ids, defaults.eos_token_ids)
     first_seed = random.getrandbits(62) if sampling.seed is None else sampling.seed & _MAX_SEED
     bad_words = tuple(ids for word in sampling.bad_words for ids in _word_ids(word, tokenizer))
     return [

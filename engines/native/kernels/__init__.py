@@ -1,1 +1,78 @@
-"""Kernels: numba on CPU, Triton on CUDA, and in `reference.py` the plain PyTorch twin of each."""
+"""Kernels: numba on CPU, Triton on CUDA, and in `reference.py` the plain PyTorch twin of each.
+
+`choose_kernels` is the table: device and settings to one `Ops` and the number formats it computes in. Implementations
+are imported only when chosen, because numba and Triton bring seconds of import and compile time along.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from config.engines import NativeSettings
+from engines.errors import EngineUnavailable
+from engines.native.models.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from engines.native.kernels.ops import Ops
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """What computes, and in which formats."""
+
+    ops: Ops
+    attention_backend: str
+    dtype: torch.dtype  # activations
+    weight_dtype: torch.dtype  # matrices
+    kv_dtype: torch.dtype
+    block_size: int
+
+    @property
+    def dtype_name(self) -> str:
+        names = {str(dtype).removeprefix("torch."): None for dtype in (self.weight_dtype, self.dtype)}
+        return " weights, ".join(names) + (" arithmetic" if len(names) > 1 else "")
+
+
+def choose_kernels(section: NativeSettings, config: ModelConfig, device: torch.device) -> KernelChoice:
+    """Raises EngineUnavailable for a backend that this device or this installation does not have."""
+    return _for_cuda(section, config) if device.type == "cuda" else _for_cpu(section)
+
+
+def _for_cpu(section: NativeSettings) -> KernelChoice:
+    """numba computes in float32 whatever the weights' width; torch computes in the weights' own dtype."""
+    backend = section.attention_backend
+    if backend == "auto":
+        backend = "numba" if section.dtype in ("auto", "float32") else "torch"
+    if backend not in ("numba", "torch"):
+        raise EngineUnavailable(f"attention_backend '{backend}' needs a CUDA GPU; on CPU there are numba and torch.")
+    if backend == "torch":
+        from engines.native.kernels import reference
+
+        dtype = _DTYPES.get(section.dtype, torch.float32)
+        return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
+    from engines.native.kernels.cpu import CPUOps
+
+    weight_dtype = _DTYPES.get(section.dtype, torch.bfloat16)
+    kv_dtype = torch.float32 if section.dtype == "float32" else torch.bfloat16
+    return KernelChoice(CPUOps(), "numba", torch.float32, weight_dtype, kv_dtype, section.block_size or 16)
+
+
+def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
+    own = _DTYPES[config.dtype]
+    dtype = _DTYPES.get(section.dtype, torch.bfloat16 if own is torch.float32 else own)
+    backend = "triton" if section.attention_backend == "auto" else section.attention_backend
+    if backend == "torch":
+        from engines.native.kernels import reference
+
+        return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
+    if backend != "triton" or importlib.util.find_spec("triton") is None:
+        raise EngineUnavailable(f"attention_backend '{backend}' is not available here; pass triton or torch.")
+    from engines.native.kernels.triton_ops import TritonOps
+
+    return KernelChoice(TritonOps(), "triton", dtype, dtype, dtype, section.block_size or 16)

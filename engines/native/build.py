@@ -1,0 +1,193 @@
+"""Builds an engine core from its settings: device, arithmetic, kernels, weights, cache, scheduler. Returns derived
+numbers.
+
+Runs in the core's process, once. Every choice that `auto` leaves open is made here and told in `Ready`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from config.engines import NativeSettings
+from engines.errors import EngineUnavailable
+from engines.native.block_pool import BlockPool
+from engines.native.core import EngineCore
+from engines.native.kernels import KernelChoice, choose_kernels
+from engines.native.kv_cache import (
+    KVCache,
+    KVCacheShape,
+    blocks_for,
+    cpu_budget_bytes,
+    fit_max_model_len,
+    parse_bytes,
+)
+from engines.native.launch import OnProgress
+from engines.native.model_runner import ModelRunner
+from engines.native.models import CausalLM, load_config
+from engines.native.models.model_config import ModelConfig
+from engines.native.row_state import RowState
+from engines.native.sampling.ops import sampling_ops
+from engines.native.sampling.sampler import Sampler
+from engines.native.sampling.state import SamplingState
+from engines.native.scheduler import Scheduler, SchedulerLimits
+from engines.native.types import Ready
+from engines.native.warm_up import warm_up
+from engines.native.weights.loader import load_model
+from engines.native.weights.resolve import resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltCore:
+    """A core that can answer, and what it tells its clients."""
+
+    core: EngineCore
+    ready: Ready
+    overlapped: bool  # whether stepping ahead of the host's bookkeeping pays on this device
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
+    """Raises EngineUnavailable, in words for an operator, when these settings cannot become a running core."""
+    started = time.monotonic()
+    device = _device(section)
+    if device.type == "cpu":
+        torch.set_num_threads(section.cpu_threads or _physical_cores())
+    files = resolve_model(section, on_progress)
+    config = load_config(files.path)
+    kernels = choose_kernels(section, config, device)
+    limits = _limits(section, device)
+    model = _load(section, config, files.path, device, kernels, on_progress)
+    cache, max_model_len = _cache(section, config, device, kernels, limits)
+    rows = RowState(limits.max_num_seqs, max_model_len, kernels.block_size, device)
+    sampler = Sampler(SamplingState(limits.max_num_seqs, config.vocab_size, device), sampling_ops(device))
+    runner = ModelRunner(model, cache, rows, sampler)
+    warm_up(runner, limits.max_num_batched_tokens, max_model_len)
+    pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
+    scheduler = Scheduler(
+        pool,
+        SchedulerLimits(max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens),
+    )
+    ready = Ready(
+        model=files.name,
+        architecture=config.architecture,
+        device=_device_name(device),
+        dtype=kernels.dtype_name,
+        attention_backend=kernels.attention_backend,
+        vocab_size=config.vocab_size,
+        max_model_len=max_model_len,
+        block_size=kernels.block_size,
+        num_blocks=cache.num_blocks,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        weight_bytes=model.weight_bytes,
+        load_s=time.monotonic() - started,
+    )
+    return BuiltCore(EngineCore(scheduler, runner), ready, overlapped=device.type == "cuda")
+
+
+def _load(
+    section: NativeSettings,
+    config: ModelConfig,
+    path: Path,
+    device: torch.device,
+    kernels: KernelChoice,
+    on_progress: OnProgress,
+) -> CausalLM:
+    return load_model(
+        config,
+        path,
+        device=device,
+        dtype=kernels.dtype,
+        ops=kernels.ops,
+        weight_dtype=kernels.weight_dtype,
+        max_model_len=section.max_model_len,
+        load_format=section.load_format,
+        seed=section.seed,
+        on_progress=on_progress,
+    )
+
+
+def _cache(
+    section: NativeSettings,
+    config: ModelConfig,
+    device: torch.device,
+    kernels: KernelChoice,
+    limits: _Limits,
+) -> tuple[KVCache, int]:
+    """The KV cache, and the context length that it lets the engine serve."""
+    shape = KVCacheShape(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        block_size=kernels.block_size,
+        dtype=kernels.kv_dtype,
+    )
+    if section.kv_cache_memory != "auto":
+        budget = parse_bytes(section.kv_cache_memory)
+    elif device.type == "cuda":
+        budget = _gpu_budget_bytes(section, device)
+    else:
+        budget = cpu_budget_bytes()
+    max_model_len = min(section.max_model_len or config.context_length, config.context_length)
+    num_blocks = blocks_for(budget, shape, limits.max_num_seqs * max_model_len)
+    max_model_len = fit_max_model_len(section.max_model_len, config.context_length, num_blocks, shape)
+    return KVCache(shape, num_blocks, device), max_model_len
+
+
+def _gpu_budget_bytes(section: NativeSettings, device: torch.device) -> int:
+    """What gpu_memory_utilization allows beyond everything that is in use now, by anyone."""
+    free, total = torch.cuda.mem_get_info(device)
+    budget = int(total * section.gpu_memory_utilization) - (total - free)
+    if budget <= 0:
+        raise EngineUnavailable(
+            f"gpu_memory_utilization: {section.gpu_memory_utilization} of {total / 2**30:.0f} GiB is already in use "
+            "by the weights and by other programs; raise it, or pass a smaller model."
+        )
+    return budget
+
+
+def _device(section: NativeSettings) -> torch.device:
+    if section.device == "cuda" and not torch.cuda.is_available():
+        raise EngineUnavailable("device is 'cuda', but torch sees no CUDA GPU; pass --device cpu or auto.")
+    if section.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _limits(section: NativeSettings, device: torch.device) -> _Limits:
+    on_gpu = device.type == "cuda"
+    max_num_seqs = section.max_num_seqs or (512 if on_gpu else 64)
+    budget = section.max_num_batched_tokens or max(8192 if on_gpu else 512, max_num_seqs)
+    if budget < max_num_seqs:
+        raise EngineUnavailable(
+            f"max_num_batched_tokens ({budget}) must be at least max_num_seqs ({max_num_seqs}), or a step could not "
+            "serve every running sequence."
+        )
+    return _Limits(max_num_seqs, budget)
+
+
+def _physical_cores() -> int:
+    """Cores this process may use; hyper-threads share the vector units, so they do not count."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
+    try:
+        threads_per_core = len(siblings.read_text().replace("-", ",").split(","))
+    except OSError:
+        threads_per_core = 1
+    return max(1, usable // threads_per_core)
