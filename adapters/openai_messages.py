@@ -117,7 +117,6 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=16384, fail_f
 def plain_message(message: Message) -> dict[str, Any]:
     """The message as `ChatPrompt` holds it: nulls and marks for OpenAI's cache left out, reasoning under one name."""
     plain: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
-    plain.pop("annotations", None)  # an empty list if anything
     content = plain.get("content")
     if isinstance(content, list):
         plain["content"] = [{"type": "text", "text": part["text"]} for part in cast(list[TextPart], content)]
