@@ -1,0 +1,24 @@
+"""Who is sampled in a step: the sampler's view of a batch. Values only."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingBatch:
+    """B sequences that get one token each. Entry i of everything belongs to row i of the logits.
+
+    rows:        [B] int64         rows of SamplingState and of token_table
+    positions:   [B] int64         position in its sequence of the token to be sampled; with the seed, it keys the noise
+    lengths:     [B] int64         known tokens, prompt and generated
+    token_table: [max_rows, max_len] int32   the known tokens of each row; what lies behind a row's length is ignored
+    row_list, length_list          `rows` and `lengths` on the host
+    """
+
+    rows: Tensor
+    positions: Tensor
+    lengths: Tensor
+    token_table: Tensor
+    row_list: list[int]
+    length_list: list[int]

@@ -1,0 +1,173 @@
+"""The sampler: logits in, one token per row out, everything on the device and for the whole batch at once.
+
+This is the one place that says in which order a request's parameters act. For each row:
+
+    1. log-probabilities are taken from the logits as the model gave them
+    2. logit_bias            added
+    3. bad_words             the token that would complete one gets -inf
+    4. min_tokens            stop tokens get -inf until enough tokens are generated
+    5. repetition_penalty    tokens of prompt and output: divided where positive, multiplied where negative
+    6. frequency_penalty, presence_penalty    generated tokens: subtracted
+    7. temperature           divides; 0 takes the largest logit and ends here
+    8. min_p                 keeps what is at least min_p times as likely as the likeliest token
+    9. typical_p             keeps the most typical tokens
+   10. top_k                 keeps the k likeliest
+   11. top_p                 keeps the likeliest tokens that reach top_p of what top_k left
+   12. one token is drawn: the largest log-probability plus Gumbel noise keyed by seed, position and token id
+
+All but typical_p is in vLLM's order (bias and bans commute), so parameters tuned there mean the same here. Hugging
+Face and TGI put min_p and typical_p last: that differs only where one of them is combined with top_k or top_p.
+
+"Keeps" is exact: the smallest set of best tokens that meets the target, at least one; of equally good tokens the lowest
+ids. What a row gets depends on that row alone, never on its place in the batch or on its company.
+
+The sampler derives from the batch which passes any row needs, and keeps that until the batch changes: a step of greedy
+rows is one argmax. It waits for nothing on the device; `SamplerOutput.to_host` does.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from engines.native.sampling import logits_processors
+from engines.native.sampling import state as columns
+from engines.native.sampling.batch import SamplingBatch
+from engines.native.sampling.logits_processors import LogitsProcessor
+from engines.native.sampling.logprobs import Logprobs, score
+from engines.native.sampling.ops import SamplingOps
+from engines.native.sampling.state import Feature, SamplingState, on_device
+from engines.native.types import SampledTokens
+
+PROCESSORS: tuple[type[LogitsProcessor], ...] = (
+    logits_processors.LogitBias,
+    logits_processors.BadWords,
+    logits_processors.MinTokens,
+    logits_processors.RepetitionPenalty,
+    logits_processors.OccurrencePenalties,
+    logits_processors.TypicalP,
+)
+"""Steps 2 to 6 and 9, in the order in which they run."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerOutput:
+    """What a step sampled, on the device. token_ids: [B] int64; logprobs: of the rows that asked, None if none did."""
+
+    token_ids: Tensor
+    logprobs: Logprobs | None
+
+    def to_host(self) -> SampledTokens:
+        """Waits for the device."""
+        logprobs = self.logprobs.to_host() if self.logprobs is not None else {}
+        return SampledTokens(self.token_ids.tolist(), logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class CoreParams:
+    """Steps 7 to 12 of a batch with a random row: arguments of SamplingOps.sample_core, [B] each, None = off."""
+
+    temperature: Tensor  # float32
+    top_k: Tensor | None  # int64
+    top_p: Tensor | None  # float32
+    min_p: Tensor | None  # float32
+    seeds: Tensor  # int64
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """What a batch of rows needs, derived from the state at `version`."""
+
+    row_list: list[int]
+    version: int
+    processors: list[LogitsProcessor]
+    core: CoreParams | None  # None: every row is greedy
+    logprobs_at: list[int]  # batch positions of the rows that want log-probabilities
+    logprobs_index: Tensor  # [n] int64, the same on the device
+    logprobs_counts: list[int]
+
+
+class Sampler:
+    def __init__(self, state: SamplingState, ops: SamplingOps) -> None:
+        self.state = state
+        self._ops = ops
+        self._plan: SamplingPlan | None = None
+
+    def sample(
+        self,
+        logits: Tensor,
+        *,
+        rows: Tensor,
+        row_list: list[int],
+        positions: Tensor,
+        token_table: Tensor,
+        lengths: Tensor,
+        length_list: list[int],
+    ) -> SamplerOutput:
+        """One token for each row of logits [B, vocab_size] float32, contiguous; their content is lost.
+
+        The other arguments are the fields of SamplingBatch.
+        """
+        batch = SamplingBatch(
+            rows=rows,
+            positions=positions,
+            lengths=lengths,
+            token_table=token_table,
+            row_list=row_list,
+            length_list=length_list,
+        )
+        assert logits.shape == (len(row_list), self.state.vocab_size), "logits do not fit the batch"
+        plan = self._plan_for(batch)
+        distribution = logits[plan.logprobs_index].log_softmax(dim=1) if plan.logprobs_at else None
+        for processor in plan.processors:
+            processor.apply(logits, batch)
+        token_ids = self._choose(logits, plan.core, positions)
+        if distribution is None:
+            return SamplerOutput(token_ids, None)
+        chosen = token_ids[plan.logprobs_index]
+        return SamplerOutput(token_ids, score(distribution, chosen, plan.logprobs_at, plan.logprobs_counts))
+
+    def _choose(self, logits: Tensor, core: CoreParams | None, positions: Tensor) -> Tensor:
+        if core is None:
+            return self._ops.greedy(logits)
+        return self._ops.sample_core(
+            logits, core.temperature, core.top_k, core.top_p, core.min_p, core.seeds, positions
+        )
+
+    def _plan_for(self, batch: SamplingBatch) -> SamplingPlan:
+        plan = self._plan
+        if plan is None or plan.version != self.state.version or plan.row_list != batch.row_list:
+            plan = self._plan = self._make_plan(batch)
+        return plan
+
+    def _make_plan(self, batch: SamplingBatch) -> SamplingPlan:
+        state = self.state
+        row_list = list(batch.row_list)
+        features = state.features[row_list]
+        union = int(np.bitwise_or.reduce(features))
+        processors = [
+            kind.build(state, row_list, np.flatnonzero(features & kind.feature).tolist(), self._ops)
+            for kind in PROCESSORS
+            if union & kind.feature
+        ]
+        logprobs_at = np.flatnonzero(features & Feature.LOGPROBS)
+        return SamplingPlan(
+            row_list=row_list,
+            version=state.version,
+            processors=processors,
+            core=self._core_params(batch.rows, union) if union & Feature.RANDOM else None,
+            logprobs_at=logprobs_at.tolist(),
+            logprobs_index=on_device(logprobs_at, state.device),
+            logprobs_counts=[state.params(row_list[i]).logprobs for i in logprobs_at],
+        )
+
+    def _core_params(self, rows: Tensor, union: int) -> CoreParams:
+        floats = self.state.floats.index_select(1, rows)
+        ints = self.state.ints.index_select(1, rows)
+        return CoreParams(
+            temperature=floats[columns.TEMPERATURE],
+            top_k=ints[columns.TOP_K] if union & Feature.TOP_K else None,
+            top_p=floats[columns.TOP_P] if union & Feature.TOP_P else None,
+            min_p=floats[columns.MIN_P] if union & Feature.MIN_P else None,
+            seeds=ints[columns.SEED],
+        )

@@ -1,0 +1,96 @@
+"""The sampler's core in plain PyTorch, on any device: the meaning that kernels/cpu_sampler.py and a CUDA kernel keep.
+
+It sorts, so it is the clear version and not the fast one. The order of the passes and the rules for ties are in
+sampler.py; which implementation a device uses is in ops.py.
+
+Masses are summed in float64: the grouping of a float32 sum depends on the batch's shape, and a token at the edge of
+top-p would then come and go with the company its request has.
+"""
+
+import torch
+from torch import Tensor
+
+from engines.native.sampling.noise import gumbel_noise
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """logits [B, V] float32 -> [B] int64: the largest logit of each row, the lowest token id among equals."""
+    return logits.argmax(dim=1)
+
+
+def sample_core(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    min_p: Tensor | None,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """One token per row: temperature, min-p, top-k, top-p, then the Gumbel draw. Returns token ids [B] int64.
+
+    logits      [B, V] float32, finite or -inf, not written to; a row that is -inf throughout yields some valid id
+    temperature [B] float32, 0 = greedy (the row's other parameters are then ignored)
+    top_k       [B] int64, <= 0 or >= V = off           | None for one of these three: off in every row,
+    top_p       [B] float32, >= 1 = off; keeps one at 0 | known to the host without asking the device
+    min_p       [B] float32, <= 0 = off                 |
+    seeds, positions [B] int64: key the noise of noise.py
+    """
+    greedy_rows = (temperature == 0)[:, None]
+    scores = _scaled(logits, torch.where(greedy_rows[:, 0], 1.0, temperature))
+    if min_p is not None:
+        scores = scores.masked_fill(scores < min_p.log()[:, None], -torch.inf)
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    if top_k is not None or top_p is not None:
+        scores, token_ids = scores.sort(dim=1, descending=True, stable=True)
+        scores = scores.masked_fill(~kept_prefix(scores, top_k, top_p), -torch.inf)
+    noise = gumbel_noise(seeds[:, None], positions[:, None], token_ids)
+    winners = scores.add_(noise.masked_fill_(greedy_rows, 0.0)).argmax(dim=1, keepdim=True)
+    return winners[:, 0] if token_ids.dim() == 1 else token_ids.gather(1, winners)[:, 0]
+
+
+def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor, typical_p: Tensor) -> None:
+    """Locally typical sampling (arXiv 2202.00666): sets to -inf, in place, what is not typical.
+
+    Keeps the smallest set of tokens whose information content -log p is nearest to the distribution's entropy and
+    whose mass reaches typical_p, of the distribution after temperature and min-p (which it applies as well).
+
+    logits [B, V] float32; at [n] int64, the rows to work on; temperature (> 0), min_p, typical_p [n] float32.
+    """
+    scores = _scaled(logits[at], temperature)
+    scores = scores.masked_fill_(scores < min_p.log()[:, None], -torch.inf)
+    probs = scores.double().softmax(dim=1)
+    depths = -scores
+    # -log p - entropy = depth - mean depth
+    mean_depth = (probs * depths.masked_fill(probs == 0, 0.0)).sum(dim=1, keepdim=True)
+    order = (depths - mean_depth).abs().float().argsort(dim=1, stable=True)
+    probs = probs.gather(1, order)
+    kept_in_order = _reaches_first(probs, typical_p)
+    kept = torch.empty_like(kept_in_order).scatter_(1, order, kept_in_order)
+    logits[at] = logits[at].masked_fill(~kept | scores.isneginf(), -torch.inf)
+
+
+def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+    """(logits - max) / temperature: at most 0, so that a small temperature cannot overflow to +inf."""
+    return (logits - logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)) / temperature[:, None]
+
+
+def kept_prefix(scores: Tensor, top_k: Tensor | None, top_p: Tensor | None) -> Tensor:
+    """scores [B, V], descending -> [B, V] bool: the prefix that top-k, then top-p of what top-k left, keep."""
+    kept = torch.ones_like(scores, dtype=torch.bool)
+    if top_k is not None:
+        ranks = torch.arange(scores.shape[1], device=scores.device)
+        kept = ranks < torch.where(top_k > 0, top_k, scores.shape[1])[:, None]
+    if top_p is not None:
+        probs = scores.double().exp().masked_fill_(~kept, 0.0)
+        kept = kept & _reaches_first(probs, top_p)
+    return kept
+
+
+def _reaches_first(weights: Tensor, share: Tensor) -> Tensor:
+    """weights [n, V] float64 in the order of choice -> bool: the shortest prefix with `share` [n] of the total."""
+    before = weights.cumsum(dim=1)
+    target = (share.double() * before[:, -1])[:, None]
+    before = before.roll(1, dims=1)
+    before[:, 0] = -1.0  # the first is kept even at share 0
+    return (before < target) | (share >= 1)[:, None]
