@@ -23,7 +23,7 @@ class ServerSection(BaseModel):
     gateway_workers: int = Field(
         default=1, ge=1, le=64, description="HTTP processes that share the socket; the native engine stays one process."
     )
-    max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Largest request body; above it: 413.")
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body; above it: 413.")
     shutdown_timeout_s: float = Field(
         default=30.0, ge=0, description="Seconds that open requests get to finish after SIGTERM or Ctrl-C."
     )
