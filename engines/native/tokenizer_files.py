@@ -3,12 +3,13 @@
     tokenizer.json             the pipeline itself, or else
     *.tiktoken, *.model        a tiktoken vocabulary, or else
     anything else              whatever transformers' AutoTokenizer can make of the folder (slow to import)
-    tokenizer_config.json      special tokens, further added tokens, whether to add BOS and EOS, chat template
+    tokenizer_config.json      special tokens, further added tokens, chat template
     special_tokens_map.json    special tokens, where the config has none
     chat_template.jinja        the chat template; additional_chat_templates/NAME.jinja are named variants
     generation_config.json     EOS ids; config.json's, where there is none
 
-Reads what transformers reads, to the same effect.
+Reads what transformers reads, to the same effect. So what is put around a text is for tokenizer.json to say, whatever
+`add_bos_token` in the config says; that counts for vocabularies which can't say it themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from engines.native.tokenizer_backend import (
     TokenizerParts,
     TokenizersBackend,
     add_tokens,
-    set_boundary_tokens,
 )
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -79,7 +79,8 @@ def _backend(
         if is_tiktoken_file(path):
             model_type: str | None = _read_json(folder / "config.json").get("model_type")
             declared = {token.content: token_id for token_id, token in _declared_tokens(config)}
-            return load_tiktoken(path, declared, model_type, _added_bos(config, special_tokens)), special_tokens
+            bos_token = special_tokens.get("bos_token") if config.get("add_bos_token") else None
+            return load_tiktoken(path, declared, model_type, bos_token), special_tokens
     pipeline, defaults = _load_with_transformers(folder)
     return TokenizersBackend(pipeline), defaults | special_tokens
 
@@ -109,7 +110,7 @@ def _load_with_transformers(folder: Path) -> tuple[RustTokenizer, dict[str, str]
 
 
 def _complete(pipeline: RustTokenizer, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-    """Bring into the pipeline what only the config says."""
+    """Bring into the pipeline the tokens that only the config knows."""
     present = {token.content: token for token in pipeline.get_added_tokens_decoder().values()}
     declared = [token for _, token in _declared_tokens(config) if _flags(token) != _flags(present.get(token.content))]
     listed = [*special_tokens.values(), *_extra_special_tokens(config)]
@@ -117,13 +118,6 @@ def _complete(pipeline: RustTokenizer, config: Mapping[str, Any], special_tokens
     # A special token that the vocabulary lacks is left out: its new id would lie beyond the model's embeddings.
     missing = [t for t in dict.fromkeys(listed) if t not in known and pipeline.token_to_id(t) is not None]
     add_tokens(pipeline, [*declared, *(AddedToken(token, special=True, normalized=False) for token in missing)])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-        set_boundary_tokens(pipeline, _added_bos(config, special_tokens), eos)
-
-
-def _added_bos(config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> str | None:
-    return special_tokens.get("bos_token") if config.get("add_bos_token") else None
 
 
 def _declared_tokens(config: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:
