@@ -258,6 +258,8 @@ def _is_content(node: nodes.Node | None, names: set[str]) -> bool:
             return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
         case nodes.Filter():
             return _is_content(node.node, names)
+        case nodes.Or():
+            return _is_content(node.left, names) or _is_content(node.right, names)
         case nodes.CondExpr():
             return _is_content(node.expr1, names) or _is_content(node.expr2, names)
         case _:
