@@ -17,6 +17,7 @@ from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.block_pool import BlockPool
 from engines.native.core import EngineCore
+from engines.native.cuda_graphs import DecodeGraphs, graph_sizes
 from engines.native.kernels import KernelChoice, choose_kernels
 from engines.native.kv_cache import (
     KVCache,
@@ -39,6 +40,8 @@ from engines.native.types import Ready
 from engines.native.warm_up import warm_up
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
+
+_GPU_WORKSPACE_BYTES = 3 * 2**30  # activations of a prefill step, graphs and their logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,14 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     model = _load(section, config, files.path, device, kernels, on_progress)
     cache, max_model_len = _cache(section, config, device, kernels, limits)
     rows = RowState(limits.max_num_seqs, max_model_len, kernels.block_size, device)
-    sampler = Sampler(SamplingState(limits.max_num_seqs, config.vocab_size, device), sampling_ops(device))
-    runner = ModelRunner(model, cache, rows, sampler)
+    sampling = SamplingState(limits.max_num_seqs + 1, config.vocab_size, device)
+    graphs = None
+    if _use_graphs(kernels, device):
+        graphs = DecodeGraphs(model, cache, rows, sampling, sampling_ops(device))
+    runner = ModelRunner(model, cache, rows, Sampler(sampling, sampling_ops(device)), graphs)
     warm_up(runner, limits.max_num_batched_tokens, max_model_len)
+    if graphs is not None:
+        graphs.capture(graph_sizes(limits.max_num_seqs))
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
     scheduler = Scheduler(
         pool,
@@ -93,6 +101,11 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         load_s=time.monotonic() - started,
     )
     return BuiltCore(EngineCore(scheduler, runner), ready, overlapped=device.type == "cuda")
+
+
+def _use_graphs(kernels: KernelChoice, device: torch.device) -> bool:
+    """Graphs hold Triton kernels; plain PyTorch attention asks the device for lengths, which a graph cannot."""
+    return device.type == "cuda" and kernels.attention_backend != "torch"
 
 
 def _load(
@@ -147,7 +160,7 @@ def _cache(
 def _gpu_budget_bytes(section: NativeSettings, device: torch.device) -> int:
     """What gpu_memory_utilization allows beyond everything that is in use now, by anyone."""
     free, total = torch.cuda.mem_get_info(device)
-    budget = int(total * section.gpu_memory_utilization) - (total - free)
+    budget = int(total * section.gpu_memory_utilization) - (total - free) - _GPU_WORKSPACE_BYTES
     if budget <= 0:
         raise EngineUnavailable(
             f"gpu_memory_utilization: {section.gpu_memory_utilization} of {total / 2**30:.0f} GiB is already in use "

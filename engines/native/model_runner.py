@@ -1,58 +1,95 @@
 """ModelRunner: does what a BatchPlan says. One forward pass, one token per sequence that samples.
 
-Owns the order of a step on the device: apply deltas, prepare inputs, forward, logits, sample, store. Knows nothing of
-requests, queues or text.
+Owns the order of a step on the device: apply deltas, prepare inputs, forward, logits, sample, store. Steps of decodes
+alone replay a CUDA graph where there is one. Knows nothing of requests, queues or text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engines.native.cuda_graphs import DecodeGraphs
 from engines.native.kv_cache import KVCache
 from engines.native.models import CausalLM
 from engines.native.row_state import ModelInput, RowState
+from engines.native.sampling.logprobs import Logprobs
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
-from engines.native.sampling.sampler import Sampler, SamplerOutput
+from engines.native.sampling.sampler import Sampler
+from engines.native.sampling.state import Feature
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
+
+_IN_GRAPH = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+
+
+class HostTokens:
+    """Sampled token ids on their way to the host; waiting for them waits for nothing launched later."""
+
+    def __init__(self, token_ids: Tensor) -> None:
+        if token_ids.is_cuda:
+            self._host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
+            self._host.copy_(token_ids, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._host, self._copied = token_ids, None
+
+    def to_list(self) -> list[int]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host.tolist()
 
 
 @dataclass(slots=True)
 class Launched:
     """A step that the device is working on."""
 
-    output: SamplerOutput | None
+    tokens: HostTokens | None = None
+    logprobs: Logprobs | None = None
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
 
 
 class ModelRunner:
     """Satisfies `engines.native.core.Runner`."""
 
-    def __init__(self, model: CausalLM, cache: KVCache, rows: RowState, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        cache: KVCache,
+        rows: RowState,
+        sampler: Sampler,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._model = model
         self._cache = cache
         self._rows = rows
         self._sampler = sampler
+        self._graphs = graphs
         self._prompt_logprobs: dict[int, tuple[int, TokenParams]] = {}  # row -> prompt length, params; few have it
 
     @torch.inference_mode()
     def launch(self, plan: BatchPlan) -> Launched:
         self._admit(plan)
         if not plan.rows:
-            return Launched(None)
+            return Launched()
+        if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
+            return self._launch_graph(plan, self._graphs)
         inputs = self._rows.prepare(plan)
         hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
-        return Launched(self._sample(plan, inputs, hidden), self._score_prompts(plan, hidden))
+        launched = Launched(prompt_logprobs=self._score_prompts(plan, hidden))
+        if any(plan.samples):
+            self._sample(launched, plan, inputs, self._model.compute_logits(hidden[inputs.sampled_tokens]))
+        return launched
 
     def collect(self, launched: Launched) -> SampledTokens:
         """Wait for a launched step's tokens."""
-        if launched.output is None:
+        if launched.tokens is None:
             return SampledTokens([], prompt_logprobs=launched.prompt_logprobs)
-        sampled = launched.output.to_host()
-        sampled.prompt_logprobs = launched.prompt_logprobs
-        return sampled
+        logprobs = launched.logprobs.to_host() if launched.logprobs is not None else {}
+        return SampledTokens(launched.tokens.to_list(), logprobs, launched.prompt_logprobs)
 
     def _admit(self, plan: BatchPlan) -> None:
         self._rows.apply(plan)
@@ -63,11 +100,22 @@ class ModelRunner:
         if plan.admissions:
             self._sampler.state.set_rows([(a.row, a.params, a.num_prompt_tokens) for a in plan.admissions])
 
-    def _sample(self, plan: BatchPlan, inputs: ModelInput, hidden: Tensor) -> SamplerOutput | None:
+    def _launch_graph(self, plan: BatchPlan, graphs: DecodeGraphs) -> Launched:
+        graph = graphs.replay(plan.rows, plan.starts)
+        count = len(plan.rows)
+        wanted = int(np.bitwise_or.reduce(self._sampler.state.features[plan.rows]))
+        if wanted & ~_IN_GRAPH:
+            launched = Launched()
+            rows, positions = graph.inputs[:, :count]
+            lengths = positions + 1
+            inputs = _SampledInputs(rows, lengths)
+            self._sample(launched, plan, inputs, graph.logits[:count].float())
+            return launched
+        graph.sample.replay()
+        return Launched(HostTokens(graph.token_ids[:count]))
+
+    def _sample(self, launched: Launched, plan: BatchPlan, inputs: ModelInput | _SampledInputs, logits: Tensor) -> None:
         sampling = [index for index, samples in enumerate(plan.samples) if samples]
-        if not sampling:
-            return None
-        logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
         output = self._sampler.sample(
             logits,
             rows=inputs.sampled_rows,
@@ -78,7 +126,8 @@ class ModelRunner:
             length_list=[plan.starts[index] + plan.num_tokens[index] for index in sampling],
         )
         self._rows.store(inputs.sampled_rows, inputs.sampled_lengths, output.token_ids)
-        return output
+        launched.tokens = HostTokens(output.token_ids)
+        launched.logprobs = output.logprobs
 
     def _score_prompts(self, plan: BatchPlan, hidden: Tensor) -> dict[int, list[LogprobRow]]:
         """Log-probabilities of the prompt tokens that this step's chunks predict, for sequences that asked."""
@@ -97,3 +146,11 @@ class ModelRunner:
                 logits = self._model.compute_logits(hidden[begin : begin + num_scored])
                 scores[index] = prompt_logprobs(logits, targets, params.prompt_logprobs)
         return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _SampledInputs:
+    """The part of ModelInput that sampling needs, from a graph's static inputs."""
+
+    sampled_rows: Tensor  # [n] int64
+    sampled_lengths: Tensor  # [n] int64

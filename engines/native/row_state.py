@@ -31,15 +31,20 @@ class ModelInput:
 
 
 class RowState:
-    """Token ids [max_rows, max_model_len + 1] int32 and block tables [max_rows, max_blocks] int32."""
+    """Token ids [max_rows + 1, max_model_len + 1] int32 and block tables [max_rows + 1, max_blocks] int32.
+
+    The last row is scratch: padding of a fixed-size batch points there, and nobody reads it.
+    """
 
     def __init__(self, max_rows: int, max_model_len: int, block_size: int, device: torch.device) -> None:
         self.device = device
         self.block_size = block_size
+        self.max_model_len = max_model_len
+        self.scratch_row = max_rows
         max_blocks = -(-max_model_len // block_size)
         # One column more than the context: the token sampled at the very end has no KV, but it is stored.
-        self.token_table = torch.zeros((max_rows, max_model_len + 1), dtype=torch.int32, device=device)
-        self.block_tables = torch.zeros((max_rows, max_blocks), dtype=torch.int32, device=device)
+        self.token_table = torch.zeros((max_rows + 1, max_model_len + 1), dtype=torch.int32, device=device)
+        self.block_tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=device)
 
     def apply(self, plan: BatchPlan) -> None:
         """Take in who was admitted and which blocks were added."""

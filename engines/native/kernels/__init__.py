@@ -75,4 +75,4 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
         raise EngineUnavailable(f"attention_backend '{backend}' is not available here; pass triton or torch.")
     from engines.native.kernels.triton_ops import TritonOps
 
-    return KernelChoice(TritonOps(), "triton", dtype, dtype, dtype, section.block_size or 16)
+    return KernelChoice(TritonOps(), "triton", dtype, dtype, dtype, section.block_size or 64)

@@ -1,0 +1,135 @@
+"""The CUDA path of the native core against transformers in float32, on one GPU."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from config.engines import NativeSettings
+from engines.native.types import AddSequence, TokenParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+
+WORSE_THAN_TRANSFORMERS = 1.5  # our bfloat16 error over that of transformers' own bfloat16, both against float32
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=2048,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+    )
+    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2.0)  # logits that differ enough for bfloat16 to keep their order
+    folder = tmp_path_factory.mktemp("tiny-qwen3")
+    model.save_pretrained(folder)
+    return folder, model.float().eval()
+
+
+@pytest.fixture(scope="module")
+def built(tiny_model):
+    from engines.native.build import build_core
+
+    section = NativeSettings(model=str(tiny_model[0]), max_num_seqs=40, max_num_batched_tokens=256)
+    return build_core(section, lambda *_: None)
+
+
+def generate(built, prompts, step, **params):
+    outputs = {i: [] for i in range(len(prompts))}
+    logprobs = {i: [] for i in range(len(prompts))}
+    scores = {}
+    for i, prompt in enumerate(prompts):
+        built.core.add(b"t", AddSequence(i, tuple(prompt), TokenParams(**params)))
+    while built.core.has_work:
+        for sequence, output in step():
+            seq_id = sequence.key[1]
+            outputs[seq_id] += output.token_ids
+            logprobs[seq_id] += output.logprobs
+            scores.setdefault(seq_id, output.prompt_logprobs)
+    assert built.core.stats().kv_blocks_used == 0
+    return outputs, logprobs, scores
+
+
+def random_prompts(count, longest, seed=0):
+    rng = random.Random(seed)
+    return [[rng.randrange(2048) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+
+
+@torch.no_grad()
+def reference_logprobs(model, tokens):
+    ids = torch.tensor([tokens], device=model.device)
+    return model(ids).logits[0].float().log_softmax(-1).cpu()
+
+
+@pytest.fixture(scope="module")
+def references(tiny_model):
+    """transformers in float32, which is the truth, and in bfloat16, whose error is the measure of ours."""
+    from transformers import Qwen3ForCausalLM
+
+    rounded = Qwen3ForCausalLM.from_pretrained(tiny_model[0], dtype=torch.bfloat16).cuda().eval()
+    return tiny_model[1], rounded
+
+
+def test_prompt_and_token_logprobs_are_as_near_to_float32_as_transformers_in_bfloat16(built, references):
+    prompts = random_prompts(12, 600)
+    outputs, logprobs, scores = generate(
+        built, prompts, built.core.step, max_tokens=8, temperature=0.0, logprobs=0, prompt_logprobs=0
+    )
+    our_errors, their_errors = [], []
+    for i, prompt in enumerate(prompts):
+        tokens = prompt + outputs[i]
+        at = torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])
+        truth, rounded = (reference_logprobs(model, tokens)[at] for model in references)
+        ours = torch.tensor([row.logprob for row in scores[i][1:]] + [row.logprob for row in logprobs[i]])
+        our_errors.append(ours - truth)
+        their_errors.append(rounded - truth)
+    ours, theirs = torch.cat(our_errors), torch.cat(their_errors)
+    assert ours.square().mean().sqrt() < WORSE_THAN_TRANSFORMERS * theirs.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
+def test_every_greedy_token_is_the_best_of_float32_within_bfloat16(built, references, overlapped):
+    prompts = random_prompts(30, 300, seed=1)
+    step = built.core.step_overlapped if overlapped else built.core.step
+    outputs, _, _ = generate(built, prompts, step, max_tokens=40, temperature=0.0)
+    losses, allowed = [], []
+    for i, prompt in enumerate(prompts):
+        truth, rounded = (reference_logprobs(model, prompt + outputs[i])[len(prompt) - 1 : -1] for model in references)
+        best = truth.max(1).values
+        losses.append(best - truth.gather(1, torch.tensor(outputs[i])[:, None])[:, 0])
+        allowed.append(best - truth.gather(1, rounded.argmax(1)[:, None])[:, 0])
+    assert torch.cat(losses).mean() < WORSE_THAN_TRANSFORMERS * torch.cat(allowed).mean() + 1e-4
+
+
+def test_overlap_and_graphs_sample_what_plain_steps_sample(built):
+    prompts = random_prompts(5, 50, seed=2)
+    params = {"max_tokens": 30, "temperature": 0.8, "top_p": 0.9, "top_k": 50, "seed": 7}
+    plain, _, _ = generate(built, prompts, built.core.step, **params)
+    overlapped, _, _ = generate(built, prompts, built.core.step_overlapped, **params)
+    assert plain == overlapped
+
+
+def test_penalties_and_logprobs_beside_graphs_change_only_their_own_row(built):
+    prompts = random_prompts(3, 50, seed=3)
+    params = {"max_tokens": 20, "temperature": 0.0}
+    plain, _, _ = generate(built, prompts, built.core.step_overlapped, **params)
+    with_logprobs, logprobs, _ = generate(built, prompts, built.core.step_overlapped, logprobs=3, **params)
+    assert plain == with_logprobs
+    assert all(len(row.top_ids) == 3 for rows in logprobs.values() for row in rows)
