@@ -46,6 +46,7 @@ from engines.errors import EngineUnavailable, InvalidRequest, PromptTooLong, Uns
 
 _TOKEN = re.compile(r" [!-~]{1,3}|[!-~]{1,4}|.", re.DOTALL)
 _MAX_TOKEN_CHARS = 4
+_MAX_SPLIT_CHARS = 1_000_000  # a longer prompt that cannot fit is refused without being split
 _FIRST_RUN_ID = 0x110000  # one past the last code point
 _SURROGATES = range(0xD800, 0xE000)
 
@@ -168,7 +169,7 @@ def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
         f"This model's context holds {max_model_len} tokens, but the prompt has %s and the answer asks for {wanted}."
     )
     text = _render(request.prompt)
-    if request.truncate_prompt_tokens is None and len(text) > max_model_len * _MAX_TOKEN_CHARS:
+    if request.truncate_prompt_tokens is None and len(text) > max(max_model_len * _MAX_TOKEN_CHARS, _MAX_SPLIT_CHARS):
         raise PromptTooLong(
             too_long % f"at least {-(-len(text) // _MAX_TOKEN_CHARS)}", field=field
         )  # not worth splitting

@@ -46,7 +46,7 @@ def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = No
     catalog = Catalog(engines)
     metrics = Metrics(engines, options.metrics_dir)
     routes = _routes(catalog, metrics, options)
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Telemetry, metrics=metrics, routes={route.endpoint: route.path for route in routes}),
@@ -54,6 +54,8 @@ def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = No
         exception_handlers={HTTPException: on_http_exception, HeadraceError: on_headrace_error},
         lifespan=_lifespan(catalog),
     )
+    app.router.redirect_slashes = False  # an unknown path is a 404 in JSON, not a redirect to what the Host header says
+    return app
 
 
 def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list[Route]:

@@ -58,8 +58,9 @@ async def answer_stream(
         # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
         writer = tasks.create_task(_write(exchange, relay, record, send))
         await asyncio.wait([writer])
-        for pump in pumps:
-            pump.cancel()
+        if relay.error is not None:
+            for pump in pumps:
+                pump.cancel()
 
 
 @asynccontextmanager
@@ -144,12 +145,18 @@ async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, r
         async with aclosing(engine.generate(exchange.requests[index])) as events:
             async for event in events:
                 record.add(event)
-                done = isinstance(event, Done)
-                if not relay.put(exchange.frame(index, event)):
+                has_room = relay.put(exchange.frame(index, event))
+                if isinstance(event, Done):
+                    done = True
+                    relay.end()  # the client need not wait for the engine to clean up
+                    return
+                if not has_room:
                     await relay.room()
-        relay.end(None if done else GenerationFailed("The engine stopped before the answer was complete."))
+        relay.end(GenerationFailed("The engine stopped before the answer was complete."))
     except Exception as error:
-        relay.end(client_error(error, record.id))
+        failure = client_error(error, record.id)
+        if not done:
+            relay.end(failure)
 
 
 async def _write(exchange: Exchange, relay: _Relay, record: RequestRecord, send: Send) -> None:
