@@ -39,7 +39,7 @@ GGUF_FAMILIES: Mapping[str, GGUFFamily] = {
     "seed_oss": GGUFFamily("SeedOssForCausalLM"),
 }
 
-_FILE_TYPES: Mapping[int, CheckpointDtype] = {0: "float32", 1: "float16"}  # others: bfloat16, whose range never clips
+_FLOAT32, _FLOAT16 = 0, 1  # ggml's numbers of storage types
 
 
 def load_gguf_config(path: Path) -> ModelConfig:
@@ -81,7 +81,7 @@ def config_from_gguf(header: GGUFHeader, rope_factors: Mapping[str, tuple[float,
         refuse("token_embd.weight", "is missing: the file holds no language model")
     return ModelConfig(
         architecture=family.architecture,
-        dtype=_FILE_TYPES.get(cast(int, header.metadata.get("general.file_type", -1)), "bfloat16"),
+        dtype=_dtype(header),
         vocab_size=tensors["token_embd.weight"].shape[0],
         hidden_size=hidden_size,
         intermediate_size=keys.integer("feed_forward_length"),
@@ -94,7 +94,7 @@ def config_from_gguf(header: GGUFHeader, rope_factors: Mapping[str, tuple[float,
         rope=_rope(keys, family, head_dim, context_length, rope_factors),
         rope_layers=tuple(not interval or (layer + 1) % interval != 0 for layer in range(num_layers)),
         sliding_windows=(window,) * num_layers,
-        attention_scale=keys.number("attention.scale", head_dim**-0.5),
+        attention_scale=keys.number("attention.scale", max(head_dim, 1) ** -0.5),
         tie_word_embeddings="output.weight" not in tensors,
         qkv_bias="blk.0.attn_q.bias" in tensors,
         o_bias="blk.0.attn_output.bias" in tensors,
@@ -113,6 +113,14 @@ def gguf_eos_token_ids(metadata: Mapping[str, GGUFValue]) -> tuple[int, ...]:
     names = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
     found = [cast(int, metadata[name]) for name in names if name in metadata]
     return tuple(dict.fromkeys(found))
+
+
+def _dtype(header: GGUFHeader) -> CheckpointDtype:
+    """The matrices' own type; for quantized ones bfloat16, whose range never clips."""
+    types = {tensor.type_id for tensor in header.tensors.values() if len(tensor.shape) > 1}
+    if types == {_FLOAT32}:
+        return "float32"
+    return "float16" if types <= {_FLOAT32, _FLOAT16} else "bfloat16"
 
 
 class _Keys:

@@ -152,7 +152,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         rope=parse_rope(fields, head_dim, max_positions, fields["rope_theta"]),
         rope_layers=rope_layers,
         sliding_windows=_sliding_windows(fields, family, rope_layers),
-        attention_scale=float(fields.get("attention_multiplier", head_dim**-0.5)),
+        attention_scale=float(fields.get("attention_multiplier", max(head_dim, 1) ** -0.5)),
         tie_word_embeddings=bool(fields["tie_word_embeddings"]),
         qkv_bias=_flag(fields, family.qkv_bias),
         o_bias=_flag(fields, family.o_bias),

@@ -23,7 +23,7 @@ class DummySource:
         self._device = device
 
     def read(self, name: str, index: Index, target: Tensor) -> None:
-        generator = torch.Generator(self._device).manual_seed((self._seed << 32) | zlib.crc32(name.encode()))
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode(), self._seed))
         shape = self.tensors[name].shape
         whole = target.shape == shape and target.is_contiguous()
         values = target if whole else torch.empty(shape, dtype=target.dtype, device=target.device)
