@@ -127,6 +127,12 @@ def test_stop_tokens_are_held_until_min_tokens(logits: Tensor, generated: int, h
     assert got[[0, 12]].isneginf().all().item() == held
 
 
+def test_stop_tokens_are_held_row_by_row(logits: Tensor) -> None:
+    waiting = params(min_tokens=3, stop_token_ids=(12,))
+    got = processed([Known(waiting, [5], [4] * n) for n in (2, 3, 0)], logits.expand(3, -1))
+    assert got[:, 12].isneginf().tolist() == [True, False, True]
+
+
 def test_bias_is_added_once_per_token(logits: Tensor) -> None:
     sequence = Known(params(logit_bias=((3, 5.0), (0, -100.0), (39, 1.5))), [1])
     expected = logits.clone()

@@ -194,6 +194,7 @@ def test_equal_tokens_at_the_edge_are_cut_by_id(ops: SamplingOps) -> None:
     assert set(draw(ops, row, draws=500, top_k=4).tolist()) == {0, 1, 2, 4}
     flat = torch.zeros(10)
     assert set(draw(ops, flat, draws=500, top_p=0.35).tolist()) == {0, 1, 2, 3}
+    assert set(draw(ops, flat[:4], draws=500, top_p=0.5).tolist()) == {0, 1}, "a mass that is met exactly is enough"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -110,31 +111,42 @@ def test_top_p_is_a_share_of_what_top_k_left(ops: SamplingOps) -> None:
     assert set(sample_batch(ops, logits, [Known(p) for p in params]).token_ids.tolist()) == {0}
 
 
+def sample_rows(sampler: Sampler, logits: Tensor, row_list: list[int], length: int) -> list[int]:
+    """One token for each of the rows, which all know `length` tokens."""
+    rows, lengths = torch.tensor(row_list), torch.full((len(row_list),), length)
+    output = sampler.sample(
+        logits.repeat(len(row_list), 1),
+        rows=rows,
+        row_list=row_list,
+        positions=lengths,
+        token_table=torch.zeros((4, 8), dtype=torch.int32),
+        lengths=lengths,
+        length_list=[length] * len(row_list),
+    )
+    return output.to_host().token_ids
+
+
+def greedy(**fields: Any) -> TokenParams:
+    return TokenParams(max_tokens=9, temperature=0.0, **fields)
+
+
 def test_a_row_that_is_used_again_forgets_its_last_sequence(ops: SamplingOps) -> None:
     state = SamplingState(2, 4, CPU)
-    sampler = Sampler(state, ops)
-    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    sampler, logits = Sampler(state, ops), torch.tensor([0.0, 3.0, 1.0, 2.0])
+    state.set_row(1, greedy(min_tokens=2, stop_token_ids=(1,)), 3)
+    assert [sample_rows(sampler, logits, [1], length) for length in (3, 4, 5)] == [[3], [3], [1]]
+    state.set_row(1, greedy(logit_bias=((2, 9.0),)), 1)
+    assert sample_rows(sampler, logits, [1], 1) == [2]
+    state.set_row(1, greedy(), 1)
+    assert sample_rows(sampler, logits, [1], 1) == [1]
 
-    def sample(length: int) -> list[int]:
-        lengths = torch.tensor([length])
-        output = sampler.sample(
-            logits.clone(),
-            rows=torch.tensor([1]),
-            row_list=[1],
-            positions=lengths,
-            token_table=torch.zeros((2, 8), dtype=torch.int32),
-            lengths=lengths,
-            length_list=[length],
-        )
-        return output.to_host().token_ids
 
-    greedy = TokenParams(max_tokens=9, temperature=0.0)
-    state.set_row(1, TokenParams(max_tokens=9, temperature=0.0, min_tokens=2, stop_token_ids=(1,)), 3)
-    assert [sample(length) for length in (3, 4, 5)] == [[3], [3], [1]]
-    state.set_row(1, TokenParams(max_tokens=9, temperature=0.0, logit_bias=((2, 9.0),)), 1)
-    assert sample(1) == [2]
-    state.set_row(1, greedy, 1)
-    assert sample(1) == [1]
+def test_rows_may_join_leave_and_change_places_between_steps(ops: SamplingOps) -> None:
+    state = SamplingState(4, 4, CPU)
+    sampler, logits = Sampler(state, ops), torch.zeros(4)
+    state.set_rows([(row, greedy(logit_bias=((row, 1.0),)), 1) for row in range(4)])
+    for row_list in ([0, 1, 2], [2, 1, 0], [3], [1, 3, 0, 2], [1, 3]):
+        assert sample_rows(sampler, logits, row_list, 1) == row_list
 
 
 @pytest.mark.parametrize("seed", [2**64 + 5, -(2**70), 2**63], ids=str)
