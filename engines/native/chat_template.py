@@ -33,11 +33,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
 
-# Names that rendering sets itself; a client's template kwargs must not.
-RESERVED_VARIABLES = frozenset(
-    ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template")
-)
-
 # Marks the end of the final message while it is rendered, in characters of Unicode's private use area. The space after
 # it tells, by being there or not, whether the template trims content.
 _END_MARK, _SPACE = "\ue000end of final message\ue001", " "

@@ -128,9 +128,7 @@ def _byte_level(vocabulary: _Vocabulary) -> RustTokenizer:
             f"{vocabulary.name}: how text is cut for tokenizer.ggml.pre = {name!r} is not known here; known are "
             f"{', '.join(sorted(PRE_TOKENIZATIONS))}. Pass the folder of the original tokenizer instead"
         )
-    pipeline = RustTokenizer(
-        models.BPE(vocab=vocabulary.ids(), merges=vocabulary.merges(), ignore_merges=kind.ignore_merges)
-    )
+    pipeline = _pipeline(vocabulary, vocabulary.merges(), ignore_merges=kind.ignore_merges)
     if kind.nfc:
         pipeline.normalizer = normalizers.NFC()
     pipeline.pre_tokenizer = kind.pre_tokenizer()
@@ -142,9 +140,7 @@ def _byte_level(vocabulary: _Vocabulary) -> RustTokenizer:
 def _sentencepiece(vocabulary: _Vocabulary) -> RustTokenizer:
     unknown = vocabulary.token("unknown_token_id", 0)
     merges = vocabulary.merges() or _merges_by_score(vocabulary)
-    pipeline = RustTokenizer(
-        models.BPE(vocab=vocabulary.ids(), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
+    pipeline = _pipeline(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefixed = vocabulary.get("add_space_prefix", bool, True)
     escape = normalizers.Replace(" ", _SPACE)
     pipeline.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), escape]) if prefixed else escape
@@ -152,6 +148,13 @@ def _sentencepiece(vocabulary: _Vocabulary) -> RustTokenizer:
     pipeline.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
     vocabulary.set_boundaries(pipeline, adds_bos=True)
     return pipeline
+
+
+def _pipeline(vocabulary: _Vocabulary, merges: list[tuple[str, str]], **options: Any) -> RustTokenizer:
+    try:
+        return RustTokenizer(models.BPE(vocab=vocabulary.ids(), merges=merges, **options))
+    except Exception as error:  # the library raises bare Exception
+        raise TokenizerLoadError(f"{vocabulary.name} holds no usable vocabulary: {error}") from error
 
 
 def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:

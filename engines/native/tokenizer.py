@@ -111,6 +111,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Message],
+        /,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -121,8 +122,8 @@ class Tokenizer:
 
         `chat_template` is the name of one of the model's own templates, never template text. Without it, "tool_use" is
         taken when tools are given and the model has it, else "default". `variables` go to the template beside the
-        special tokens (`enable_thinking=False`, ...); names in chat_template.RESERVED_VARIABLES can't be among them.
-        Raises TemplateError with a message for the client.
+        special tokens (`enable_thinking=False`, ...), and never in place of the conversation. Raises TemplateError with
+        a message for the client.
         """
         source = self._template_source(chat_template, with_tools=bool(tools))
         return compiled_template(source).render(

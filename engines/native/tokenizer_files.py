@@ -96,8 +96,13 @@ def _load_with_transformers(folder: Path) -> tuple[RustTokenizer, dict[str, str]
     try:
         tokenizer: object = cast(Any, AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # anything may go wrong in a loader for every format there ever was
+        needs = (
+            " (SentencePiece models need the packages sentencepiece and protobuf)"
+            if any(folder.glob("*.model"))
+            else ""
+        )
         raise TokenizerLoadError(
-            f"{folder} has no tokenizer.json, and transformers can't load its tokenizer either: {error}"
+            f"{folder} has no tokenizer.json, and transformers can't load its tokenizer either{needs}: {error}"
         ) from error
     pipeline: object = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(pipeline, RustTokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders
 
 from engines.native.detokenizer import Detokenizer
 from engines.native.tokenizer import Tokenizer
@@ -104,6 +106,44 @@ def test_text_before_a_cut_character_is_kept(num_bytes: int) -> None:
 def test_a_character_appears_with_its_last_byte() -> None:
     ids = emoji_byte_ids()
     assert Detokenizer(tokenizer("byte level")).push_each([*ids, *ids]) == ["", "", "", "🎉", "", "", "", "🎉"]
+
+
+class RecordingTokenizer(Tokenizer):
+    """Remembers how many ids it was asked to decode at once."""
+
+    most_ids = 0
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        self.most_ids = max(self.most_ids, len(token_ids))
+        return super().decode(token_ids, skip_special_tokens)
+
+
+def windowed_byte_level() -> RecordingTokenizer:
+    """A decoder that is not known to work token by token, and yet splits characters over tokens."""
+    source = small_tokenizers.byte_level()
+    source.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("nowhere", "nowhere")])
+    return RecordingTokenizer(TokenizerParts(backend=TokenizersBackend(source)))
+
+
+@pytest.mark.parametrize("text", small_tokenizers.NASTY)
+def test_unknown_decoders_give_whole_characters_too(text: str) -> None:
+    unknown = windowed_byte_level()
+    assert unknown.token_table(skip_special_tokens=True) is None
+    detokenizer = Detokenizer(unknown, skip_special_tokens=False)
+    pieces = [*detokenizer.push_each(unknown.encode(text)), detokenizer.finish()]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "Ģ"], ids=["skipped tokens", "bytes that are no character"])
+def test_unknown_decoders_look_back_a_few_tokens_only(token: str) -> None:
+    unknown = windowed_byte_level()
+    token_id = unknown.token_id(token)
+    assert token_id is not None
+    detokenizer = Detokenizer(unknown)
+    shown = "".join(detokenizer.push_each([token_id] * 100))
+    assert unknown.most_ids < 20
+    assert shown + detokenizer.finish() == unknown.decode([token_id] * 100)
 
 
 def test_leading_space_belongs_to_text_that_goes_on() -> None:

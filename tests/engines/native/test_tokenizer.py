@@ -139,6 +139,7 @@ def test_folder_without_tokenizer_json_is_read_through_transformers(tmp_path: Pa
     ("files", "message"),
     [
         pytest.param({}, "no tokenizer.json", id="empty folder"),
+        pytest.param({"tokenizer.model": "\n\x0e\n"}, "need the packages sentencepiece", id="broken model"),
         pytest.param({"tokenizer.json": "{}"}, r"tokenizer\.json can't be read", id="no pipeline"),
         pytest.param({"tokenizer_config.json": "{"}, "is not JSON", id="broken config"),
         pytest.param({"tokenizer_config.json": "[]"}, "JSON object", id="config is a list"),
@@ -209,6 +210,7 @@ def test_template_sees_special_tokens_and_variables(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(folder)
     assert tokenizer.has_chat_template
     assert tokenizer.apply_chat_template(MESSAGES, mood="!") == "<|endoftext|>hi<|im_end|>!"
+    assert tokenizer.apply_chat_template(MESSAGES, self=1, messages=[]) == "<|endoftext|>hi<|im_end|>"
 
 
 def test_template_is_chosen_by_name_by_tools_and_by_default(tmp_path: Path) -> None:
@@ -310,6 +312,15 @@ def test_text_is_cut_as_the_name_says(pre: str, text: str, expected: list[str]) 
     assert [bytes(alphabet[char] for char in piece).decode() for piece, _ in pieces] == expected
 
 
+@pytest.mark.parametrize(("pre", "num_tokens"), [("llama-bpe", 1), ("gpt-2", 3)])
+def test_a_word_that_no_merge_gives_is_taken_whole_where_the_model_does(
+    tmp_path: Path, pre: str, num_tokens: int
+) -> None:
+    tokens = [*byte_alphabet(), "ab", "zqx"]
+    path = write_gguf(tmp_path / "m.gguf", "gpt2", tokens, [1] * len(tokens), merges=["a b"], pre=pre)
+    assert len(Tokenizer.load(path).encode("zqx")) == num_tokens
+
+
 def test_llama3_and_qwen2_differ_in_digits_alone() -> None:
     assert LLAMA3_SPLIT.replace("{1,3}", "") == QWEN2_SPLIT
 
@@ -359,7 +370,7 @@ def test_sentencepiece_gguf_merges_by_score(tmp_path: Path, prefix: bool) -> Non
     source = byte_fallback(strips_first_space=prefix)
     tokens = [source.id_to_token(i) for i in range(source.get_vocab_size())]
     types = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
-    scores = [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)]
+    scores = [0.0] * 259 + [-float(i * 37 % 1009) for i in range(len(tokens) - 259)]  # in no order of the vocabulary
     keys: dict[str, Any] = {"scores": scores, "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
     path = write_gguf(tmp_path / "m.gguf", "llama", tokens, types, add_space_prefix=prefix, **keys)
     tokenizer = Tokenizer.load(path)
@@ -383,6 +394,7 @@ def test_sentencepiece_gguf_merges_by_score(tmp_path: Path, prefix: bool) -> Non
             "gpt2", {"pre": "unheard-of", "merges": ["a b"]}, "unheard-of.*known are.*smollm", id="unknown cut"
         ),
         pytest.param("gpt2", {"merges": ["a b", "ab"]}, "not a pair", id="broken merge"),
+        pytest.param("gpt2", {"merges": ["a b", "x y"]}, "vocabulary", id="merge of unknown tokens"),
         pytest.param("llama", {}, "one score per token", id="no scores"),
         pytest.param("gpt2", {"merges": "a b"}, "merges is not a list", id="wrong type"),
     ],
