@@ -21,7 +21,7 @@ from engines.native.pre_tokenizers import LLAMA3_SPLIT, PRE_TOKENIZATIONS, QWEN2
 from engines.native.token_table import byte_alphabet
 from engines.native.tokenizer import Tokenizer
 from engines.native.tokenizer_backend import TokenizerLoadError, set_boundary_tokens
-from tests.engines.native.small_tokenizers import NASTY, byte_fallback, byte_level, save
+from tests.engines.native.small_tokenizers import NASTY, TEXT, byte_fallback, byte_level, save
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
@@ -376,7 +376,7 @@ def test_sentencepiece_gguf_merges_by_score(tmp_path: Path, prefix: bool) -> Non
     tokenizer = Tokenizer.load(path)
     assert tokenizer.eos_token_ids == {2}
     vocab = {token: i for i, token in enumerate(tokens)}
-    for text in NASTY:
+    for text in [*NASTY, *TEXT]:
         if "<s>" in text:
             continue
         ids = tokenizer.encode(text)
