@@ -56,7 +56,7 @@ def _for_cpu(section: NativeSettings) -> KernelChoice:
 
         dtype = _DTYPES.get(section.dtype, torch.float32)
         return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
-    from engines.native.kernels.cpu import CPUOps
+    from engines.native.kernels.cpu_ops import CPUOps
 
     weight_dtype = _DTYPES.get(section.dtype, torch.bfloat16)
     kv_dtype = torch.float32 if section.dtype == "float32" else torch.bfloat16

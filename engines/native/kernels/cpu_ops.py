@@ -1,0 +1,23 @@
+"""The CPU path's `Ops`: numba kernels over packed weights, arithmetic in float32."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear
+from engines.native.kernels.cpu_linear import PackedWeight
+
+
+class CPUOps:
+    """Satisfies `Ops`. Activations are float32; a weight keeps the width it was loaded in."""
+
+    linear = staticmethod(cpu_linear.linear)
+    rms_norm = staticmethod(cpu_fused.rms_norm)
+    add_rms_norm = staticmethod(cpu_fused.add_rms_norm)
+    silu_and_mul = staticmethod(cpu_fused.silu_and_mul)
+    rope_and_cache = staticmethod(cpu_fused.rope_and_cache)
+    paged_attention = staticmethod(cpu_attention.paged_attention)
+
+    @staticmethod
+    def prepare_linear(weight: Tensor) -> PackedWeight:
+        return cpu_linear.pack_weight(weight, weight.dtype)
