@@ -170,7 +170,7 @@ def token_ids(value: Any) -> tuple[int, ...]:
     """Token ids as configurations write them: nothing, one, or a list."""
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+    return tuple(cast(list[int], value)) if isinstance(value, list) else (int(value),)
 
 
 def _family(fields: Mapping[str, Any]) -> tuple[str, _Family]:
