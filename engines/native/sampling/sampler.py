@@ -22,7 +22,7 @@ Face and TGI put min_p and typical_p last: that differs only where one of them i
 ids. What a row gets depends on that row alone, never on its place in the batch or on its company.
 
 The sampler derives from the batch which passes any row needs, and keeps that until the batch changes: a step of greedy
-rows is one argmax. It waits for nothing on the device; `SamplerOutput.to_host` does.
+rows is one argmax. It waits for nothing on the device.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,6 @@ from engines.native.sampling.logits_processors import LogitsProcessor
 from engines.native.sampling.logprobs import Logprobs, score
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import Feature, SamplingState, on_device
-from engines.native.types import SampledTokens
 
 PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     logits_processors.LogitBias,
@@ -56,11 +55,6 @@ class SamplerOutput:
 
     token_ids: Tensor
     logprobs: Logprobs | None
-
-    def to_host(self) -> SampledTokens:
-        """Waits for the device."""
-        logprobs = self.logprobs.to_host() if self.logprobs is not None else {}
-        return SampledTokens(self.token_ids.tolist(), logprobs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.sampler import Sampler, SamplerOutput
 from engines.native.sampling.state import SamplingState
-from engines.native.types import TokenParams
+from engines.native.types import SampledTokens, TokenParams
 
 CPU = torch.device("cpu")
 
@@ -51,3 +51,8 @@ def sample_batch(
         lengths=torch.tensor(length_list),
         length_list=length_list,
     )
+
+
+def read_back(output: SamplerOutput) -> SampledTokens:
+    logprobs = output.logprobs.to_host() if output.logprobs is not None else {}
+    return SampledTokens(output.token_ids.tolist(), logprobs)

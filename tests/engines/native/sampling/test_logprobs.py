@@ -9,7 +9,7 @@ from engines.native.sampling import prompt_logprobs as module
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
 from engines.native.types import TokenParams
-from tests.engines.native.sampling.batches import Known, sample_batch
+from tests.engines.native.sampling.batches import Known, read_back, sample_batch
 
 
 def logits(rows: int, vocab: int = 100) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_chosen_and_top_tokens_come_from_the_raw_distribution(ops: SamplingOps, 
         logprobs=count,
     )
     plain = TokenParams(max_tokens=9, temperature=0.0)
-    sampled = sample_batch(ops, raw, [Known(plain), Known(changed, [1, 2], [4, 4]), Known(plain)]).to_host()
+    sampled = read_back(sample_batch(ops, raw, [Known(plain), Known(changed, [1, 2], [4, 4]), Known(plain)]))
     assert list(sampled.logprobs) == [1]
     row, expected = sampled.logprobs[1], raw[1].log_softmax(0)
     assert row.token_id == sampled.token_ids[1] == 4
@@ -42,14 +42,14 @@ def test_chosen_and_top_tokens_come_from_the_raw_distribution(ops: SamplingOps, 
 
 def test_rows_get_as_many_alternatives_as_each_asked_for(ops: SamplingOps) -> None:
     batch = [Known(TokenParams(max_tokens=9, logprobs=count)) for count in (2, -1, 0, 7)]
-    sampled = sample_batch(ops, logits(4), batch).to_host()
+    sampled = read_back(sample_batch(ops, logits(4), batch))
     assert {i: len(row.top_ids) for i, row in sampled.logprobs.items()} == {0: 2, 2: 0, 3: 7}
 
 
 def test_equally_likely_alternatives_come_by_rising_id(ops: SamplingOps) -> None:
     raw = torch.zeros((1, 6))
     raw[0, 4] = 1.0
-    sampled = sample_batch(ops, raw, [Known(TokenParams(max_tokens=9, logprobs=6))]).to_host()
+    sampled = read_back(sample_batch(ops, raw, [Known(TokenParams(max_tokens=9, logprobs=6))]))
     assert sampled.logprobs[0].top_ids == (4, 0, 1, 2, 3, 5)
 
 

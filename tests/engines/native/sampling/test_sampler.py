@@ -15,7 +15,7 @@ from engines.native.sampling.ops import TORCH_OPS, SamplingOps, sampling_ops
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import SamplingState
 from engines.native.types import TokenParams
-from tests.engines.native.sampling.batches import CPU, Known, sample_batch
+from tests.engines.native.sampling.batches import CPU, Known, read_back, sample_batch
 
 VOCAB = 300
 
@@ -56,9 +56,9 @@ def logits_for(sequence: Known) -> Tensor:
 def test_tokens_do_not_depend_on_company_or_place(which: str, batch: list[Known], order_seed: int) -> None:
     ops = TORCH_OPS if which == "torch" else sampling_ops(CPU)
     rows = random.Random(order_seed).sample(range(12), len(batch))
-    together = sample_batch(ops, torch.stack([logits_for(s) for s in batch]), batch, rows).to_host()
+    together = read_back(sample_batch(ops, torch.stack([logits_for(s) for s in batch]), batch, rows))
     for i, sequence in enumerate(batch):
-        alone = sample_batch(ops, logits_for(sequence)[None], [sequence]).to_host()
+        alone = read_back(sample_batch(ops, logits_for(sequence)[None], [sequence]))
         assert alone.token_ids == [together.token_ids[i]]
         assert (0 in alone.logprobs) == (i in together.logprobs)
         if i in together.logprobs:
@@ -71,7 +71,7 @@ def test_seed_and_position_decide(ops: SamplingOps) -> None:
 
     def token(seed: int, length: int) -> int:
         sequence = Known(TokenParams(max_tokens=9, seed=seed), [1] * length)
-        return sample_batch(ops, logits, [sequence]).to_host().token_ids[0]
+        return read_back(sample_batch(ops, logits, [sequence])).token_ids[0]
 
     assert token(7, 3) == token(7, 3)
     assert len({token(seed, length) for seed in range(4) for length in (3, 4, 5)}) > 10
@@ -123,7 +123,7 @@ def sample_rows(sampler: Sampler, logits: Tensor, row_list: list[int], length: i
         lengths=lengths,
         length_list=[length] * len(row_list),
     )
-    return output.to_host().token_ids
+    return read_back(output).token_ids
 
 
 def greedy(**fields: Any) -> TokenParams:
@@ -154,7 +154,7 @@ def test_any_integer_is_a_seed(ops: SamplingOps, seed: int) -> None:
     logits = torch.zeros((1, 1000))
     folded = (seed + 2**63) % 2**64 - 2**63
     got = [
-        sample_batch(ops, logits, [Known(TokenParams(max_tokens=9, seed=s))]).to_host().token_ids
+        read_back(sample_batch(ops, logits, [Known(TokenParams(max_tokens=9, seed=s))])).token_ids
         for s in (seed, folded)
     ]
     assert got[0] == got[1]

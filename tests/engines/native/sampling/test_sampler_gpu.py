@@ -10,9 +10,11 @@ from engines.native.sampling.ops import TORCH_OPS, SamplingOps, sampling_ops
 from engines.native.sampling.sampler import Sampler, SamplerOutput
 from engines.native.sampling.state import SamplingState
 from engines.native.types import TokenParams
+from tests.engines.native.sampling.batches import read_back
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
 ]
 
@@ -69,8 +71,8 @@ def test_gpu_samples_what_the_cpu_samples_without_waiting(which: str) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     ops = TORCH_OPS if which == "torch" else sampling_ops(gpu)
     sample(gpu, ops, logits, table, "default")  # compiles
-    expected = sample(cpu, TORCH_OPS, logits.clone(), table, "default").to_host()
-    got = sample(gpu, ops, logits, table, "error").to_host()
+    expected = read_back(sample(cpu, TORCH_OPS, logits.clone(), table, "default"))
+    got = read_back(sample(gpu, ops, logits, table, "error"))
     assert got.token_ids == expected.token_ids
     assert set(got.logprobs) == set(expected.logprobs)
     for i, row in got.logprobs.items():
