@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
-from engines.native.models.model_config import ModelConfig
 
 if TYPE_CHECKING:
+    from config.engines import NativeSettings
     from engines.native.kernels.ops import Ops
+    from engines.native.models.model_config import ModelConfig
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
