@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import libdevice
 
 from engines.native.kernels.triton_launch import can_launch_early, release_successor, wait_for_predecessor
 
@@ -49,7 +50,16 @@ def _noise_key(seed, position, INIT: tl.constexpr):
 
 
 @triton.jit
-def _gumbel(token_ids, seed, position):
+def _log(x, COMPILED: tl.constexpr):
+    """Natural logarithm; where compiled, the GPU's own approximation, within 2e-7 absolute or relative."""
+    if COMPILED:
+        return libdevice.fast_logf(x)
+    else:
+        return tl.log(x)
+
+
+@triton.jit
+def _gumbel(token_ids, seed, position, COMPILED: tl.constexpr):
     """sampling.noise.gumbel_noise of one row: token_ids int32, float32 result."""
     key_a = _noise_key(seed, position, 0x243F6A88)
     key_b = _noise_key(seed, position, 0x85A308D3)
@@ -57,7 +67,7 @@ def _gumbel(token_ids, seed, position):
     u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
     # -log1p(-u): where 1 - u would round, by its series, whose next term is below 1e-9 of the sum.
     series = u * (1.0 + u * (0.5 + u * (0.33333333 + u * (0.25 + u * (0.2 + u * 0.16666667)))))
-    return -tl.log(tl.where(u < 0.03125, series, -tl.log(1.0 - u)))
+    return -_log(tl.where(u < 0.03125, series, -_log(1.0 - u, COMPILED)), COMPILED)
 
 
 @triton.jit
@@ -96,6 +106,7 @@ def _scan_kernel(
     HAS_TOP_K: tl.constexpr,
     HAS_TOP_P: tl.constexpr,
     HAS_MIN_P: tl.constexpr,
+    COMPILED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row, chunk = tl.program_id(0), tl.program_id(1)
@@ -116,10 +127,10 @@ def _scan_kernel(
         groups: tl.constexpr = CHUNK // GROUP
         group_max = tl.max(tl.reshape(logits, [groups, GROUP]), axis=1)
         tl.store(group_max_ptr + cell * groups + tl.arange(0, groups), group_max)
-        tl.store(chunk_mass_ptr + cell, tl.sum(tl.exp((logits - base) / temperature), axis=0))
+        tl.store(chunk_mass_ptr + cell, tl.sum(tl.exp((logits - base) * (1.0 / temperature)), axis=0))
     elif temperature > 0.0:
-        noise = _gumbel(ids, tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
-        best, where = tl.max(noise + (logits - base) / temperature, axis=0, return_indices=True)
+        noise = _gumbel(ids, tl.load(seeds_ptr + row), tl.load(positions_ptr + row), COMPILED)
+        best, where = tl.max(noise + (logits - base) * (1.0 / temperature), axis=0, return_indices=True)
         tl.store(chunk_best_ptr + cell, best)
         tl.store(chunk_id_ptr + cell, chunk * CHUNK + where)
     else:
@@ -128,25 +139,25 @@ def _scan_kernel(
 
 
 @triton.jit
-def _load_depths(start, count, source, list_ids_ptr, use_list, largest, temperature, TILE: tl.constexpr):
+def _load_depths(start, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE: tl.constexpr):
     """Depths and token ids of entries start..start+TILE of the short list, or of the row itself; +inf past the end."""
     entries = start + tl.arange(0, TILE)
     exists = entries < count
     logits = tl.load(source + entries, mask=exists, other=float("-inf")).to(tl.float32)
     listed = tl.load(list_ids_ptr + entries, mask=entries < tl.where(use_list, count, 0), other=0)
     ids = tl.where(use_list, listed, entries)
-    return tl.where(exists, (largest - logits) / temperature, float("inf")), ids
+    return tl.where(exists, (largest - logits) * inv_temperature, float("inf")), ids
 
 
 @triton.jit
-def _gather(row_ptr, list_ptr, list_ids_ptr, vocab, largest, temperature, limit, SHORT_LIST: tl.constexpr,
+def _gather(row_ptr, list_ptr, list_ids_ptr, vocab, largest, inv_temperature, limit, SHORT_LIST: tl.constexpr,
             TILE: tl.constexpr):  # fmt: skip
     """Writes the tokens no deeper than `limit`, by rising id, as far as they fit; returns how many there are."""
     found = 0
     for start in tl.range(0, vocab, TILE, num_stages=3):
         ids = start + tl.arange(0, TILE)
         raw = tl.load(row_ptr + ids, mask=ids < vocab, other=float("-inf"))
-        matters = ((largest - raw.to(tl.float32)) / temperature <= limit) & (ids < vocab)
+        matters = ((largest - raw.to(tl.float32)) * inv_temperature <= limit) & (ids < vocab)
         here = tl.sum(matters.to(tl.int32), axis=0)
         if here > 0:
             slots = found + tl.cumsum(matters.to(tl.int32), axis=0) - 1
@@ -165,7 +176,7 @@ def _weigh(depths, within, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _find_cut(target, deepest, count, source, list_ids_ptr, use_list, largest, temperature, COUNT: tl.constexpr,
+def _find_cut(target, deepest, count, source, list_ids_ptr, use_list, largest, inv_temperature, COUNT: tl.constexpr,
               TILE: tl.constexpr):  # fmt: skip
     """The smallest occurring depth up to which the weights reach `target`, or else `deepest`; and the weight before it.
 
@@ -181,7 +192,7 @@ def _find_cut(target, deepest, count, source, list_ids_ptr, use_list, largest, t
         shallower = tl.full([TILE], 0.0, tl.float32)
         deeper = tl.full([TILE], float("inf"), tl.float32)
         for start in range(0, count, TILE):
-            depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+            depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
             within = depths <= middle
             weight += _weigh(depths, within, COUNT)
             shallower = tl.where(within, tl.maximum(shallower, depths), shallower)
@@ -196,23 +207,23 @@ def _find_cut(target, deepest, count, source, list_ids_ptr, use_list, largest, t
 
 
 @triton.jit
-def _mass_before(depth, count, source, list_ids_ptr, use_list, largest, temperature, TILE: tl.constexpr):
+def _mass_before(depth, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE: tl.constexpr):
     """(sum of exp(-depth), greatest depth) of the entries no deeper than `depth`."""
     mass = tl.zeros([TILE], tl.float32)
     deepest = tl.zeros([TILE], tl.float32)
     for start in range(0, count, TILE):
-        depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+        depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
         mass += _weigh(depths, depths <= depth, False)
         deepest = tl.where(depths <= depth, tl.maximum(deepest, depths), deepest)
     return tl.sum(mass, axis=0), tl.max(deepest, axis=0)
 
 
 @triton.jit
-def _top_k_bound(top_k, group_max_ptr, num_groups, largest, temperature, deepest, GROUPS: tl.constexpr):
+def _top_k_bound(top_k, group_max_ptr, num_groups, largest, inv_temperature, deepest, GROUPS: tl.constexpr):
     """A depth that at least top_k tokens do not exceed: as many groups have their maximum within it."""
     groups = tl.arange(0, GROUPS)
     maxima = tl.load(group_max_ptr + groups, mask=groups < num_groups, other=float("-inf"))
-    depths = (largest - maxima) / temperature
+    depths = (largest - maxima) * inv_temperature
     low, high = 0.0, deepest
     if tl.sum((depths <= deepest).to(tl.int32), axis=0) >= top_k:
         for _ in range(14):
@@ -226,8 +237,9 @@ def _top_k_bound(top_k, group_max_ptr, num_groups, largest, temperature, deepest
 
 @triton.jit
 def _choose_filtered(
-    row_ptr, list_ptr, list_ids_ptr, group_max_ptr, num_groups, vocab, largest, mass, temperature, top_k, top_p, min_p,
-    seed, position, SHORT_LIST: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
+    row_ptr, list_ptr, list_ids_ptr, group_max_ptr, num_groups, vocab, largest, mass, inv_temperature, top_k, top_p,
+    min_p, seed, position, SHORT_LIST: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr,
+    COMPILED: tl.constexpr,
 ):  # fmt: skip
     """The token drawn from what min-p, then top-k, then top-p keep. mass: sum of exp(-depth) over the whole row."""
     limit = _DEEPEST
@@ -237,32 +249,36 @@ def _choose_filtered(
     bound = limit
     has_top_k = (top_k > 0) & (top_k < vocab)
     if has_top_k:
-        bound = _top_k_bound(top_k, group_max_ptr, num_groups, largest, temperature, limit, GROUPS)
+        bound = _top_k_bound(top_k, group_max_ptr, num_groups, largest, inv_temperature, limit, GROUPS)
     elif top_p < 1.0:
         # The tokens beyond this depth weigh less together than top-p leaves out, so they are none of its.
         bound = tl.minimum(limit, tl.maximum(tl.log(vocab / ((1.0 - top_p) * mass)), 0.0))
-    found = _gather(row_ptr, list_ptr, list_ids_ptr, vocab, largest, temperature, bound, SHORT_LIST, TILE)
+    found = _gather(row_ptr, list_ptr, list_ids_ptr, vocab, largest, inv_temperature, bound, SHORT_LIST, TILE)
     use_list = found <= SHORT_LIST
     source = tl.where(use_list, list_ptr, row_ptr)
     count = tl.where(use_list, found, vocab)
 
     # Kept: depth < cut, and of those at the cut the `ties` lowest ids. At first everything within min-p.
-    ignored, cut = _mass_before(limit, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+    _mass, cut = _mass_before(limit, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
     ties = vocab
     if has_top_k & (top_k < found):
         cut, before = _find_cut(
-            top_k.to(tl.float32), cut, count, source, list_ids_ptr, use_list, largest, temperature, True, TILE
+            top_k.to(tl.float32), cut, count, source, list_ids_ptr, use_list, largest, inv_temperature, True, TILE
         )
         ties = top_k - before.to(tl.int32)
     if top_p < 1.0:
-        kept_mass, ignored = _mass_before(cut, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+        kept_mass, _deepest_kept = _mass_before(
+            cut, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE
+        )
         tie_mass = tl.exp(-cut)
-        at_cut = _count_at(cut, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+        at_cut = _count_at(cut, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
         kept_mass -= tl.maximum(at_cut - ties, 0).to(tl.float32) * tie_mass
         if not has_top_k and min_p <= 0.0:
             kept_mass = mass
         target = top_p * kept_mass
-        p_cut, before = _find_cut(target, cut, count, source, list_ids_ptr, use_list, largest, temperature, False, TILE)
+        p_cut, before = _find_cut(
+            target, cut, count, source, list_ids_ptr, use_list, largest, inv_temperature, False, TILE
+        )
         p_ties = tl.maximum(tl.ceil((target - before) / tl.exp(-p_cut)), 1.0).to(tl.int32)
         ties = tl.where(p_cut == cut, tl.minimum(ties, p_ties), p_ties)
         cut = p_cut
@@ -270,7 +286,7 @@ def _choose_filtered(
     best, best_id = float("-inf"), 0
     seen = 0
     for start in range(0, count, TILE):
-        depths, ids = _load_depths(start, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+        depths, ids = _load_depths(start, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
         at_cut = (depths == cut).to(tl.int32)
         here = tl.sum(at_cut, axis=0)
         kept = depths <= cut
@@ -278,7 +294,7 @@ def _choose_filtered(
             kept = kept & ((at_cut == 0) | (seen + tl.cumsum(at_cut, axis=0) <= ties))
         seen += here
         if tl.max(kept.to(tl.int32), axis=0) > 0:
-            score = tl.where(kept, _gumbel(ids, seed, position) - depths, float("-inf"))
+            score = tl.where(kept, _gumbel(ids, seed, position, COMPILED) - depths, float("-inf"))
             tile_best, where = tl.max(score, axis=0, return_indices=True)
             if tile_best > best:
                 best = tile_best
@@ -287,10 +303,10 @@ def _choose_filtered(
 
 
 @triton.jit
-def _count_at(depth, count, source, list_ids_ptr, use_list, largest, temperature, TILE: tl.constexpr):
+def _count_at(depth, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE: tl.constexpr):
     total = tl.zeros([TILE], tl.int32)
     for start in range(0, count, TILE):
-        depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, temperature, TILE)
+        depths, _ = _load_depths(start, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
         total += (depths == depth).to(tl.int32)
     return tl.sum(total, axis=0)
 
@@ -325,6 +341,7 @@ def _choose_kernel(
     HAS_TOP_K: tl.constexpr,
     HAS_TOP_P: tl.constexpr,
     HAS_MIN_P: tl.constexpr,
+    COMPILED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -353,7 +370,7 @@ def _choose_kernel(
             vocab,
             largest,
             tl.sum(masses * tl.exp(distance / temperature), axis=0),
-            temperature,
+            1.0 / temperature,
             top_k,
             top_p,
             min_p,
@@ -362,6 +379,7 @@ def _choose_kernel(
             SHORT_LIST,
             GROUPS,
             TILE,
+            COMPILED,
         )
     else:
         best = tl.load(chunk_best_ptr + cells, mask=exists, other=float("-inf"))
@@ -435,6 +453,7 @@ def sample_with_logprobs(
         "HAS_TOP_K": top_k is not None,
         "HAS_TOP_P": top_p is not None,
         "HAS_MIN_P": min_p is not None,
+        "COMPILED": logits.is_cuda,
         "PDL": pdl,
         "launch_pdl": pdl,
     }

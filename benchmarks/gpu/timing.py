@@ -1,0 +1,56 @@
+"""Timing on the GPU: CUDA graphs of many launches over rotating inputs, and this GPU's own ceilings.
+
+A graph's replay leaves out what the host costs, and rotating inputs larger than the L2 cache leave out what it would
+hide, as in a decode step where every layer has weights of its own.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+L2_BYTES = 50 * 2**20
+
+
+def graph_us(calls: Sequence[Callable[[], object]], launches: int = 24, replays: int = 5) -> float:
+    """Median microseconds of one call, when `calls` are captured in turn until there are about `launches`."""
+    rounds = max(1, round(launches / len(calls)))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(rounds):
+            for call in calls:
+                call()
+    graph.replay()
+    times = []
+    for _ in range(replays):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    del graph
+    return statistics.median(times) / (rounds * len(calls))
+
+
+def num_copies(num_bytes: int, most: int = 24) -> int:
+    """How many inputs of that size to rotate over so that none is still in L2 when its turn comes again."""
+    return max(1, min(most, -(-3 * L2_BYTES // max(num_bytes, 1))))
+
+
+def copy_bytes_per_s() -> float:
+    """Bytes read plus bytes written a second by a copy within device memory."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * source.numel() / graph_us([lambda: target.copy_(source)], launches=8) * 1e6
+
+
+def matmul_flops_per_s(size: int = 8192) -> float:
+    """bf16 matrix rate on random data."""
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / graph_us([lambda: a @ b], launches=8) * 1e6
