@@ -1,0 +1,98 @@
+"""Pieces of LLVM code that the CPU's vector instructions are written with.
+
+Owns the width of vectors and the helpers that take a builder and LLVM values and give LLVM values. Nothing here is
+called inside kernels; `cpu_vector` and `cpu_tiles` make instructions of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite.ir as ir
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+
+# Of the processor that numba compiles for, usually this one.
+_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]  # type: ignore[attr-defined]
+
+# Float32 numbers in a vector: one register with AVX-512 and AVX2, two with NEON.
+LANES = 16 if "+avx512f" in _FEATURES else 8
+
+INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+FLOAT = ir.FloatType()
+VECTOR = ir.VectorType(FLOAT, LANES)
+INT_VECTOR = ir.VectorType(INT32, LANES)
+HALF_VECTOR = ir.VectorType(ir.HalfType(), LANES)
+SHORT_VECTOR = ir.VectorType(INT16, LANES)
+
+ZEROS = ir.Constant(VECTOR, [ir.Constant(FLOAT, 0.0)] * LANES)
+
+
+def spread_int(value: int) -> ir.Constant:
+    """A vector of LANES times the same 32-bit integer."""
+    return ir.Constant(INT_VECTOR, [ir.Constant(INT32, value)] * LANES)
+
+
+def call_llvm(builder: Any, name: str, result: Any, arguments: Sequence[Any], fastmath: tuple[str, ...] = ()) -> Any:
+    """Call one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, arguments, fastmath=fastmath)
+
+
+def offset(builder: Any, base: Any, stride: Any, index: Any) -> Any:
+    """base + stride * index, int64; either factor may be a Python number."""
+    factors = [ir.Constant(INT64, factor) if isinstance(factor, int) else factor for factor in (stride, index)]
+    return builder.add(base, builder.mul(*factors))
+
+
+def load(builder: Any, kind: Any, address: Any) -> Any:
+    """A number or vector of the LLVM type at an address, which need only be aligned to 2 bytes."""
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=2)
+
+
+def store(builder: Any, value: Any, address: Any) -> None:
+    """Write a number or vector of 32-bit lanes to an address aligned to 4 bytes."""
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=4)
+
+
+def widen_bfloat16(builder: Any, shorts: Any) -> Any:
+    """LANES bfloat16 numbers, as 16-bit integers, to float32."""
+    return builder.bitcast(builder.shl(builder.zext(shorts, INT_VECTOR), spread_int(16)), VECTOR)
+
+
+def broadcast(builder: Any, number: Any) -> Any:
+    """A vector of LANES times the same float32."""
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, number, ir.Constant(INT32, 0))
+    return builder.shuffle_vector(first, undefined, spread_int(0))
+
+
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c on vectors, in one instruction where the processor has it."""
+    return call_llvm(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [a, b, c])
+
+
+@contextmanager
+def loop(builder: Any, count: Any, initial: Sequence[Any]) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """A loop over range(count) that carries values: gives (index, values, list to fill with the following values).
+
+    After the block the list holds the final values, `initial` if count is 0.
+    """
+    results: list[Any] = []
+    entry = builder.block
+    head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+    builder.branch(head)
+    builder.position_at_end(head)
+    phis = [builder.phi(value.type) for value in [count, *initial]]
+    for phi, value in zip(phis, [ir.Constant(INT64, 0), *initial], strict=True):
+        phi.add_incoming(value, entry)
+    builder.cbranch(builder.icmp_signed("<", phis[0], count), body, done)
+    builder.position_at_end(body)
+    yield phis[0], phis[1:], results
+    following = [builder.add(phis[0], ir.Constant(INT64, 1)), *results]
+    for phi, value in zip(phis, following, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(head)
+    builder.position_at_end(done)
+    results[:] = phis[1:]

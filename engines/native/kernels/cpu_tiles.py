@@ -1,0 +1,143 @@
+"""The register-blocked products that CPU kernels spend their time in. For use inside compiled functions only.
+
+Owns `panel_tile`, of the linear layers and prefill attention, and `row_dots` and `add_weighted`, of decode attention.
+Arguments are addresses, and strides in bytes; arithmetic is float32 whatever the numbers are stored as.
+
+A panel holds PANEL = 2 * LANES columns of a matrix, one step (row of the matrix) after the other:
+
+    FLOAT32, FLOAT16   [step][PANEL]          columns in order
+    BFLOAT16           [step][LANES][2]       column l in the low and column l + LANES in the high half of 32 bits, so
+                                              that one load, a shift and a mask give two vectors of float32
+"""
+
+from typing import Any
+
+import llvmlite.ir as ir
+from numba import types
+
+from engines.native.kernels.cpu_compile import instruction
+from engines.native.kernels.cpu_ir import (
+    FLOAT,
+    HALF_VECTOR,
+    INT64,
+    INT_VECTOR,
+    LANES,
+    SHORT_VECTOR,
+    VECTOR,
+    ZEROS,
+    broadcast,
+    call_llvm,
+    load,
+    loop,
+    multiply_add,
+    offset,
+    spread_int,
+    store,
+    widen_bfloat16,
+)
+
+PANEL = 2 * LANES
+TILE_ROWS = 8 if LANES == 16 else 4  # most rows of a tile: their sums take half of the vector registers
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how numbers are stored
+
+
+@instruction(types.void(*[types.int64] * 6), constants=3)
+def panel_tile(
+    builder: Any,
+    num_rows: int,
+    kind: int,
+    accumulate: int,
+    x: Any,
+    x_stride: Any,
+    panel: Any,
+    steps: Any,
+    out: Any,
+    out_stride: Any,
+) -> None:
+    """out[num_rows, PANEL] = (out if accumulate) + x[num_rows, steps] times the panel's steps.
+
+    num_rows is at most TILE_ROWS, kind how the panel is stored; x and out are float32. Every output is one chain of
+    multiply-adds over the steps in order, whatever num_rows is: a row's result does not depend on the rows beside it.
+    """
+    rows = range(num_rows)
+    x_rows = [offset(builder, x, x_stride, row) for row in rows]
+    out_rows = [offset(builder, out, out_stride, row) for row in rows]
+    outputs = [offset(builder, address, LANES * 4, half) for address in out_rows for half in (0, 1)]
+    initial = [load(builder, VECTOR, address) if accumulate else ZEROS for address in outputs]
+    with loop(builder, steps, initial) as (step, sums, results):
+        low, high = _panel_step(builder, kind, panel, step)
+        for row in rows:
+            number = broadcast(builder, load(builder, FLOAT, offset(builder, x_rows[row], 4, step)))
+            results.append(multiply_add(builder, number, low, sums[2 * row]))
+            results.append(multiply_add(builder, number, high, sums[2 * row + 1]))
+    for address, value in zip(outputs, results, strict=True):
+        store(builder, value, address)
+
+
+def _panel_step(builder: Any, kind: int, panel: Any, step: Any) -> tuple[Any, Any]:
+    """The panel's numbers of one step as two float32 vectors: columns 0 to LANES - 1, and the rest."""
+    start = offset(builder, panel, PANEL * (4 if kind == FLOAT32 else 2), step)
+    if kind == BFLOAT16:
+        pairs = load(builder, INT_VECTOR, start)
+        low, high = builder.shl(pairs, spread_int(16)), builder.and_(pairs, spread_int(0xFFFF0000))
+        return builder.bitcast(low, VECTOR), builder.bitcast(high, VECTOR)
+    if kind == FLOAT16:
+        low, high = (load(builder, HALF_VECTOR, offset(builder, start, LANES * 2, half)) for half in (0, 1))
+        return builder.fpext(low, VECTOR), builder.fpext(high, VECTOR)
+    low, high = (load(builder, VECTOR, offset(builder, start, LANES * 4, half)) for half in (0, 1))
+    return low, high
+
+
+@instruction(types.void(*[types.int64] * 6), constants=2)
+def row_dots(
+    builder: Any, num_rows: int, kind: int, x: Any, x_stride: Any, y: Any, vectors: Any, out: Any, out_stride: Any
+) -> None:
+    """out[row] = sum over LANES * vectors numbers of x[row] * y, for num_rows float32 rows.
+
+    kind is how y is stored: FLOAT32, or BFLOAT16 with the numbers in order.
+    """
+    rows = [offset(builder, x, x_stride, row) for row in range(num_rows)]
+    with loop(builder, vectors, [ZEROS] * num_rows) as (index, sums, results):
+        numbers = _load_row(builder, kind, y, index)
+        for row, total in zip(rows, sums, strict=True):
+            results.append(multiply_add(builder, _load_row(builder, FLOAT32, row, index), numbers, total))
+    for row, total in enumerate(results):
+        arguments = [ir.Constant(FLOAT, 0.0), total]
+        dot = call_llvm(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, arguments, ("reassoc",))
+        store(builder, dot, offset(builder, out, out_stride, row))
+
+
+@instruction(types.void(*[types.int64] * 7), constants=2)
+def add_weighted(
+    builder: Any,
+    num_rows: int,
+    kind: int,
+    weights: Any,
+    weights_stride: Any,
+    y: Any,
+    offsets: Any,
+    count: Any,
+    out: Any,
+    out_stride: Any,
+) -> None:
+    """out[row, LANES] += sum over j < count of weights[row, j] * the LANES numbers at y + offsets[j], j in order.
+
+    offsets is the address of int64 numbers, in bytes; kind is how y is stored, as in `row_dots`.
+    """
+    weight_rows = [offset(builder, weights, weights_stride, row) for row in range(num_rows)]
+    outputs = [offset(builder, out, out_stride, row) for row in range(num_rows)]
+    with loop(builder, count, [load(builder, VECTOR, address) for address in outputs]) as (j, sums, results):
+        start = builder.add(y, load(builder, INT64, offset(builder, offsets, 8, j)))
+        numbers = _load_row(builder, kind, start, 0)
+        for row, total in zip(weight_rows, sums, strict=True):
+            weight = broadcast(builder, load(builder, FLOAT, offset(builder, row, 4, j)))
+            results.append(multiply_add(builder, weight, numbers, total))
+    for address, total in zip(outputs, results, strict=True):
+        store(builder, total, address)
+
+
+def _load_row(builder: Any, kind: int, row: Any, index: Any) -> Any:
+    """Vector `index` of a row of numbers in order, as float32."""
+    if kind == FLOAT32:
+        return load(builder, VECTOR, offset(builder, row, LANES * 4, index))
+    return widen_bfloat16(builder, load(builder, SHORT_VECTOR, offset(builder, row, LANES * 2, index)))
