@@ -14,7 +14,6 @@ from rich.table import Table
 from config.server import ServerSection
 from engines.api import Engine
 
-
 _ENDPOINTS = "endpoints"
 
 
@@ -90,7 +89,8 @@ class Display:
         below.add_row(_ENDPOINTS, " ".join(paths))
         self._console.print(below)
         workers = f" ({num_workers} processes)" if num_workers > 1 else ""
-        self._console.print(f"[bold green]Ready[/bold green] at [bold]{url}/v1[/bold]{workers}. Ctrl-C stops.")
+        ready = f"[bold green]Ready[/bold green] at [bold]{_escaped(url)}/v1[/bold]{workers}. Ctrl-C stops."
+        self._console.print(ready, soft_wrap=True)
 
     def stopping(self, server: ServerSection) -> None:
         self.say(f"Stopping: open requests get {server.shutdown_timeout_s:g} s. Ctrl-C again stops at once.")

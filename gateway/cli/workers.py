@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -213,7 +213,7 @@ def run_worker(plan: ServePlan, listener: socket.socket, pipe: Connection) -> No
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(plan, listener, pipe))
     except (HeadraceError, ValueError) as error:
-        pipe.send(str(error))
+        _tell(pipe, str(error))
         sys.exit(1)
     except asyncio.CancelledError:
         sys.exit(0)
@@ -226,8 +226,13 @@ async def _serve(plan: ServePlan, listener: socket.socket, pipe: Connection) -> 
         gateway.app,
         listener,
         plan.server,
-        on_listening=lambda: pipe.send(gateway.report()),
+        on_listening=lambda: _tell(pipe, gateway.report()),
         stop_signals=(signal.SIGTERM,),
         stop=parent_gone,
     )
     parent_gone.cancel()
+
+
+def _tell(pipe: Connection, message: Report | str) -> None:
+    with suppress(BrokenPipeError):  # the parent has given up already
+        pipe.send(message)
