@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +48,7 @@ def resolve_demo_model(on_progress: OnProgress | None = None, cache_dir: Path | 
     path = folder / Path(_MEMBER).name
     if _is_whole(path):
         return path
-    report = on_progress or (lambda _stage, _done, _total: None)
+    report = on_progress or _silent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / f".{DEMO_MODEL}.lock"):
@@ -60,13 +60,17 @@ def resolve_demo_model(on_progress: OnProgress | None = None, cache_dir: Path | 
     return path
 
 
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    pass
+
+
 def _is_whole(path: Path) -> bool:
     """The file appears only by a rename after its SHA-256 was checked, so its size tells whether it is ours."""
     return path.is_file() and path.stat().st_size == _GGUF_BYTES
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Generator[None, None, None]:
     """Exclusive among processes; the system releases it when its holder dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
