@@ -17,7 +17,7 @@ import asyncio
 import re
 import time
 from bisect import bisect_left
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -220,25 +220,24 @@ def _content_text(content: Any) -> str:
 def _write_answer(prompt: _ReadPrompt, request: GenerationRequest) -> list[tuple[TextDelta, ...]]:
     """Every step of the answer: one delta per choice. A request that is not streamed is answered in one step."""
     tokens, finish = _choose_tokens(prompt, request.sampling)
-    ids = list(map(token_id, tokens))
+    ids = {token: token_id(token) for token in set(tokens)}
     texts = tokens
     if stop := _first_stop(tokens, ids, request.sampling):
         finish = Finish("stop", stop.matched)
-        tokens, ids = tokens[: stop.num_tokens], ids[: stop.num_tokens]
+        tokens = tokens[: stop.num_tokens]
         texts = _cut(tokens, stop.num_chars)
-    choices = range(request.n)
+
+    def deltas(text: str, tokens: Sequence[str], finish: Finish | None = None) -> tuple[TextDelta, ...]:
+        token_ids = tuple(ids[token] for token in tokens)
+        return tuple(TextDelta(i, text, len(tokens), token_ids, (), finish) for i in range(request.n))
+
     if not tokens or not request.stream:
-        return [tuple(TextDelta(i, "".join(texts), len(tokens), tuple(ids), (), finish) for i in choices)]
-    made: dict[str, tuple[TextDelta, ...]] = {}  # a repeated token is the same frozen delta
-    steps: list[tuple[TextDelta, ...]] = []
-    for token, text, id_ in zip(tokens, texts, ids, strict=True):
-        if text != token:
-            steps.append(tuple(TextDelta(i, text, 1, (id_,)) for i in choices))
-            continue
-        if token not in made:
-            made[token] = tuple(TextDelta(i, text, 1, (id_,)) for i in choices)
-        steps.append(made[token])
-    steps[-1] = tuple(TextDelta(i, texts[-1], 1, (ids[-1],), (), finish) for i in choices)
+        return [deltas("".join(texts), tokens, finish)]
+    made = {token: deltas(token, (token,)) for token in ids}  # frozen, so a token that is repeated is the same delta
+    steps = [made[token] for token in tokens]
+    if stop:
+        steps = [deltas(text, (token,)) for text, token in zip(texts, tokens, strict=True)]
+    steps[-1] = deltas(texts[-1], tokens[-1:], finish)
     return steps
 
 
@@ -264,7 +263,7 @@ class _Stop:
     num_chars: int  # of text that remain
 
 
-def _first_stop(tokens: Sequence[str], ids: Sequence[int], sampling: SamplingParams) -> _Stop | None:
+def _first_stop(tokens: Sequence[str], ids: Mapping[str, int], sampling: SamplingParams) -> _Stop | None:
     """The condition met with the fewest tokens: a token before strings, then the string ending first, then longest."""
     if not tokens or not (sampling.stop or sampling.stop_token_ids):
         return None
@@ -279,10 +278,10 @@ def _first_stop(tokens: Sequence[str], ids: Sequence[int], sampling: SamplingPar
             end = start + len(stop)
             num_tokens = bisect_left(ends, end) + 1
             found.append((num_tokens, end, start, _Stop(stop, num_tokens, end if kept else start)))
-    for i in range(sampling.min_tokens, len(ids)):
-        if ids[i] in sampling.stop_token_ids:
+    for i in range(sampling.min_tokens, len(tokens)):
+        if (matched := ids[tokens[i]]) in sampling.stop_token_ids:
             before = ends[i] - len(tokens[i])
-            found.append((i + 1, -1, -1, _Stop(ids[i], i + 1, ends[i] if kept else before)))
+            found.append((i + 1, -1, -1, _Stop(matched, i + 1, ends[i] if kept else before)))
             break
     return min(found, key=lambda item: item[:3])[3] if found else None
 

@@ -1,4 +1,4 @@
-"""Imports point one way: gateway -> adapters -> engines.api <- every engine; config is a leaf; torch keeps to its half."""
+"""Imports point one way: gateway -> adapters -> engines.api <- every engine; config is a leaf. Torch stays apart."""
 
 from __future__ import annotations
 
