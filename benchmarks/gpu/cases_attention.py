@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu.kernels import Built, Case
-from engines.native.kernels import triton_attention
-from engines.native.kernels.triton_attention import TileConfig
+from engines.native.kernels.triton_attention_decode import decode_attention
+from engines.native.kernels.triton_attention_prefill import prefill_attention
+from engines.native.kernels.triton_attention_tiles import TileConfig
 
 HEAD_DIM = 128
 DECODES = [(1, 300), (1, 1000), (1, 16000), (8, 640), (64, 1000), (256, 1150), (512, 760)]
@@ -26,9 +27,8 @@ DECODE_CONFIGS = [
 PREFILL_CONFIGS = [
     TileConfig(128, 64, 8, 3),
     TileConfig(128, 128, 8, 2),
-    TileConfig(128, 64, 4, 3),
     TileConfig(64, 64, 4, 2),
-    TileConfig(64, 128, 4, 2),
+    TileConfig(64, 32, 4, 3),
     TileConfig(128, 32, 8, 4),
 ]
 
@@ -56,7 +56,8 @@ def _paged(query_lens: list[int], seq_lens: list[int], heads: int, kv_heads: int
     query = torch.randn(sum(query_lens), heads, HEAD_DIM, device=device, dtype=torch.bfloat16)
     starts = torch.tensor([0, *query_lens], device=device).cumsum(0).int()
     lengths = torch.tensor(seq_lens, dtype=torch.int32, device=device)
-    return Paged(query, torch.full_like(query, float("nan")), *caches, tables, lengths, starts)
+    out = torch.full_like(query, float("nan"))
+    return Paged(query, out, caches[0], caches[1], tables, lengths, starts)
 
 
 def _dense_decode(paged: Paged, length: int) -> Tensor:
@@ -78,7 +79,7 @@ def _decode(lengths: list[int], heads: int, block_size: int, config: TileConfig,
     batches = [_paged([1] * len(lengths), lengths, heads, 8, block_size) for _ in range(copies)]
 
     def run(paged: Paged) -> Tensor:
-        triton_attention.decode_attention(
+        decode_attention(
             paged.query, paged.key_cache, paged.value_cache, paged.out, paged.block_tables, paged.seq_lens, 16384,
             HEAD_DIM**-0.5, num_splits=splits, pdl=pdl, config=config,
         )  # fmt: skip
@@ -93,7 +94,7 @@ def _prefill(queries: list[int], contexts: list[int], heads: int, block_size: in
     paged = _paged(queries, seq_lens, heads, 8, block_size)
 
     def run() -> Tensor:
-        triton_attention.prefill_attention(
+        prefill_attention(
             paged.query, paged.key_cache, paged.value_cache, paged.out, paged.block_tables, paged.seq_lens,
             paged.query_start_loc, sum(queries), HEAD_DIM**-0.5, config=config,
         )  # fmt: skip
@@ -143,7 +144,7 @@ def cases() -> Iterator[Case]:
             pairs = sum(q * c + q * (q + 1) / 2 for q, c in zip(queries, contexts, strict=True))
             flops = 4.0 * heads * HEAD_DIM * pairs
             shape = f"{heads}h {name}"
-            for config in PREFILL_CONFIGS if heads == 32 else PREFILL_CONFIGS[:2]:
+            for config in PREFILL_CONFIGS if heads == 32 else PREFILL_CONFIGS[:3]:
                 for block_size in (16, 128) if config is PREFILL_CONFIGS[0] else (128,):
                     variant = f"{config.query_rows}x{config.key_rows}w{config.num_warps}s{config.num_stages}"
                     yield Case("attention", "prefill", shape, f"{variant}/b{block_size}", 0.0, flops,

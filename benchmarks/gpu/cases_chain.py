@@ -15,7 +15,8 @@ from torch.nn import functional
 from benchmarks.gpu.cases_attention import _paged
 from benchmarks.gpu.kernels import Built, Case
 from benchmarks.gpu.shapes import QWEN3_0_6B, QWEN3_8B, ModelShape
-from engines.native.kernels import triton_attention, triton_fused, triton_linear, triton_sampler
+from engines.native.kernels import triton_fused, triton_linear, triton_sampler
+from engines.native.kernels.triton_attention_decode import decode_attention
 
 STEPS = [
     (QWEN3_0_6B, 1, 300),
@@ -72,7 +73,7 @@ def _build(step: Step, warm: bool) -> Built:
             qkv, positions, cos_sin, *((head_norm, head_norm) if model.qk_norm else (None, None)), 1e-6,
             cache.key_cache, cache.value_cache, slots, model.heads, model.kv_heads, model.head_dim, pdl=pdl,
         )  # fmt: skip
-        triton_attention.decode_attention(
+        decode_attention(
             query, cache.key_cache, cache.value_cache, cache.out, cache.block_tables, cache.seq_lens, 16384,
             model.head_dim**-0.5, pdl=pdl,
         )  # fmt: skip

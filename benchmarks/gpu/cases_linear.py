@@ -109,7 +109,7 @@ def cases() -> Iterator[Case]:
                     "linear",
                     f"linear{fused}",
                     f"{name} M{m}",
-                    variant or _variant(config, pdl),
+                    variant or (_variant(config, pdl) if config else ""),
                     num_bytes,
                     flops,
                     functools.partial(_build, m, n, k, config, pdl, fused),

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ SECTIONS = ("fused", "attention", "sampler", "linear", "chain")
 class Built:
     """Calls to rotate over, each with inputs of its own, and what the first should return (None: not checked)."""
 
-    calls: list[Callable[[], object]]
+    calls: Sequence[Callable[[], object]]
     expected: Callable[[], Tensor] | None = None
 
 

@@ -8,6 +8,7 @@ of -1 (padding) writes nothing to the cache. All can be captured in a CUDA graph
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false
 
 import torch
 import triton

@@ -11,6 +11,7 @@ It knows nothing of any one kernel's arithmetic.
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false
 
 import functools
 

@@ -15,6 +15,7 @@ The plain PyTorch twins are reference.linear, rms_norm, silu_and_mul and the add
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false
 
 from dataclasses import dataclass
 

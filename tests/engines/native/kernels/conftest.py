@@ -30,3 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if HAS_GPU else "cpu")
+
+
+@pytest.fixture
+def dtype() -> torch.dtype:
+    """What matrix products are tested in: as in production on a GPU, exact where interpreted (which lacks bfloat16)."""
+    return torch.bfloat16 if HAS_GPU else torch.float32

@@ -23,7 +23,7 @@ def tensors(m: int, n: int, k: int, device: torch.device, dtype: torch.dtype) ->
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    tolerance = 1e-5 if got.dtype == torch.float32 else 2e-2
+    tolerance = 1e-5 if got.dtype == torch.float32 else 4e-2
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
@@ -32,9 +32,11 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
     [(1, GEMV), (1, GEMV_SPLIT), (1, SKINNY), (5, SKINNY), (5, SKINNY_SPLIT), (40, SKINNY), (40, SKINNY_SPLIT)],
 )
 @pytest.mark.parametrize(("n", "k"), [(96, 256), (50, 200)], ids=["even", "ragged"])
-def test_product_and_bias_match(m: int, n: int, k: int, config: LinearConfig, device: torch.device) -> None:
-    x, weight = tensors(m, n, k, device, torch.float32)
-    bias = torch.randn(n, device=device)
+def test_product_and_bias_match(
+    m: int, n: int, k: int, config: LinearConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    x, weight = tensors(m, n, k, device, dtype)
+    bias = torch.randn(n, device=device).to(dtype)
     assert_close(triton_linear.linear(x, weight, config=config), reference.linear(x, weight))
     assert_close(triton_linear.linear(x, weight, bias, config=config), reference.linear(x, weight, bias))
     assert not arrival_counters(device).any()
@@ -42,12 +44,14 @@ def test_product_and_bias_match(m: int, n: int, k: int, config: LinearConfig, de
 
 @pytest.mark.parametrize(("m", "config"), [(1, GEMV), (9, SKINNY)], ids=["gemv", "skinny"])
 @pytest.mark.parametrize(("n", "k"), [(96, 256), (50, 200)], ids=["even", "ragged"])
-def test_norm_gate_and_residual_fuse(m: int, n: int, k: int, config: LinearConfig, device: torch.device) -> None:
-    x, weight = tensors(m, 2 * n, k, device, torch.float32)
-    norm_weight = torch.randn(k, device=device)
+def test_norm_gate_and_residual_fuse(
+    m: int, n: int, k: int, config: LinearConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    x, weight = tensors(m, 2 * n, k, device, dtype)
+    norm_weight = torch.randn(k, device=device).to(dtype)
     normed = reference.rms_norm(x, norm_weight, 1e-3)
     gated = reference.silu_and_mul(reference.linear(normed, weight))
-    residual = torch.randn(m, n, device=device)
+    residual = torch.randn(m, n, device=device).to(dtype)
     fused = {"norm_weight": norm_weight, "eps": 1e-3, "config": config}
     assert_close(triton_linear.linear(x, weight, **fused), reference.linear(normed, weight))
     assert_close(triton_linear.linear(x, weight, gated=True, **fused), gated)
@@ -55,9 +59,11 @@ def test_norm_gate_and_residual_fuse(m: int, n: int, k: int, config: LinearConfi
 
 
 @pytest.mark.parametrize(("m", "config"), [(1, GEMV_SPLIT), (9, SKINNY_SPLIT)], ids=["gemv", "skinny"])
-def test_residual_is_added_once_under_split_k(m: int, config: LinearConfig, device: torch.device) -> None:
-    x, weight = tensors(m, 64, 256, device, torch.float32)
-    residual = torch.randn(m, 64, device=device)
+def test_residual_is_added_once_under_split_k(
+    m: int, config: LinearConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    x, weight = tensors(m, 64, 256, device, dtype)
+    residual = torch.randn(m, 64, device=device).to(dtype)
     assert_close(triton_linear.linear(x, weight, residual=residual, config=config), x @ weight.T + residual)
 
 
@@ -71,9 +77,9 @@ def test_strided_rows_and_wider_output(device: torch.device) -> None:
 
 @pytest.mark.parametrize("m", [1, 2, 16, 17, 64, 100])
 @pytest.mark.parametrize(("n", "k"), [(64, 128), (96, 576)])
-def test_chosen_configs_are_right(m: int, n: int, k: int, device: torch.device) -> None:
-    x, weight = tensors(m, 2 * n, k, device, torch.float32)
-    norm_weight = torch.randn(k, device=device)
+def test_chosen_configs_are_right(m: int, n: int, k: int, device: torch.device, dtype: torch.dtype) -> None:
+    x, weight = tensors(m, 2 * n, k, device, dtype)
+    norm_weight = torch.randn(k, device=device).to(dtype)
     expected = reference.silu_and_mul(reference.linear(reference.rms_norm(x, norm_weight, 1e-5), weight))
     assert_close(triton_linear.linear(x, weight), reference.linear(x, weight))
     assert_close(triton_linear.linear(x, weight, norm_weight=norm_weight, eps=1e-5, gated=True), expected)
