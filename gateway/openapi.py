@@ -6,18 +6,12 @@ A test compares its paths with the application's routes, and answers with its sc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
-from adapters.openai_errors import ErrorBody
-from adapters.openai_models import ModelList, ModelObject
-from adapters.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+from adapters.openapi import openapi_schemas
 
 _REFUSALS = {
     400: "The request cannot be honoured; `param` names the field.",
@@ -36,12 +30,14 @@ _COUNTS = (400, 404, 405, 413, 415, 500, 503)
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
+    """`answer`, `body` and `chunk` are names of the adapters' wire types, or JSON schemas."""
+
     method: str
     path: str
     summary: str
-    answer: Any  # a type, or a JSON schema
-    body: type | None = None
-    chunk: Any = None  # type of one server-sent event, where the answer may be streamed
+    answer: str | Mapping[str, Any]
+    body: str | None = None
+    chunk: str | None = None  # one server-sent event, where the answer may be streamed
     refusals: Sequence[int] = ()
     media_type: str = "application/json"
     unhealthy: bool = False  # 503 has the answer's own shape
@@ -73,26 +69,33 @@ OPERATIONS = (
         "post",
         "/v1/chat/completions",
         "Answer a conversation, whole or as a stream of server-sent events that ends in `[DONE]`.",
-        ChatCompletion,
-        body=ChatCompletionRequest,
-        chunk=ChatCompletionChunk,
+        "ChatCompletion",
+        body="ChatCompletionRequest",
+        chunk="ChatCompletionChunk",
         refusals=_GENERATES,
     ),
     _Operation(
         "post",
         "/v1/completions",
         "Continue one or several prompts, whole or as a stream of server-sent events that ends in `[DONE]`.",
-        Completion,
-        body=CompletionRequest,
-        chunk=CompletionChunk,
+        "Completion",
+        body="CompletionRequest",
+        chunk="CompletionChunk",
         refusals=_GENERATES,
     ),
-    _Operation("get", "/v1/models", "List every model name.", ModelList, refusals=(405,)),
-    _Operation("get", "/v1/models/{model}", "One model; names may contain slashes.", ModelObject, refusals=(404, 405)),
+    _Operation("get", "/v1/models", "List every model name.", "ModelList", refusals=(405,)),
     _Operation(
-        "post", "/tokenize", "Token ids of a text or a conversation.", TokenizeAnswer, TokenizeRequest, refusals=_COUNTS
+        "get", "/v1/models/{model}", "One model; names may contain slashes.", "ModelObject", refusals=(404, 405)
     ),
-    _Operation("post", "/detokenize", "Text of token ids.", DetokenizeAnswer, DetokenizeRequest, refusals=_COUNTS),
+    _Operation(
+        "post",
+        "/tokenize",
+        "Token ids of a text or a conversation.",
+        "TokenizeAnswer",
+        "TokenizeRequest",
+        refusals=_COUNTS,
+    ),
+    _Operation("post", "/detokenize", "Text of token ids.", "DetokenizeAnswer", "DetokenizeRequest", refusals=_COUNTS),
     _Operation("get", "/health", "Whether every engine is able to answer.", _HEALTH_SCHEMA, unhealthy=True),
     _Operation("get", "/version", "The server's version.", _VERSION_SCHEMA),
     _Operation("get", "/metrics", "Prometheus metrics.", {"type": "string"}, media_type="text/plain"),
@@ -107,11 +110,10 @@ def openapi_body(version: str) -> bytes:
 
 
 def openapi_document(version: str) -> dict[str, Any]:
-    references, components = _schemas(_described_types())
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method] = _describe(operation, references)
-    error = {"application/json": {"schema": references[ErrorBody]}}
+        paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
+    refusal = {"application/json": {"schema": _schema("ErrorBody")}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -121,9 +123,9 @@ def openapi_document(version: str) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": components,
+            "schemas": openapi_schemas(),
             "responses": {
-                f"Refusal{status}": {"description": text, "content": error} for status, text in _REFUSALS.items()
+                f"Refusal{status}": {"description": text, "content": refusal} for status, text in _REFUSALS.items()
             },
             "headers": {
                 "X-Request-Id": {
@@ -143,33 +145,14 @@ def openapi_document(version: str) -> dict[str, Any]:
     }
 
 
-def _described_types() -> Iterable[type]:
-    for operation in OPERATIONS:
-        yield from (kind for kind in (operation.body, operation.answer, operation.chunk) if isinstance(kind, type))
-    yield ErrorBody
+def _schema(kind: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"$ref": f"#/components/schemas/{kind}"} if isinstance(kind, str) else kind
 
 
-def _schemas(kinds: Iterable[type]) -> tuple[dict[type, dict[str, Any]], dict[str, Any]]:
-    """A reference to each type, and the components that they refer to."""
-    adapters = [(kind, "validation", TypeAdapter[Any](kind)) for kind in kinds]
-    schemas, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/components/schemas/{model}")  # pyright: ignore
-    components: dict[str, Any] = definitions.get("$defs", {})
-    references: dict[type, dict[str, Any]] = {}
-    for (kind, _), schema in schemas.items():
-        if "$ref" not in schema:
-            components[kind.__name__] = schema
-            schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-        references[kind] = schema
-    return references, components
-
-
-def _describe(operation: _Operation, references: dict[type, dict[str, Any]]) -> dict[str, Any]:
-    def schema(kind: Any) -> dict[str, Any]:
-        return references[kind] if isinstance(kind, type) else kind
-
-    content = {operation.media_type: {"schema": schema(operation.answer)}}
+def _describe(operation: _Operation) -> dict[str, Any]:
+    content = {operation.media_type: {"schema": _schema(operation.answer)}}
     if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": schema(operation.chunk)}
+        content["text/event-stream"] = {"schema": _schema(operation.chunk)}
     answer = {
         "description": operation.summary,
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
@@ -191,7 +174,7 @@ def _describe(operation: _Operation, references: dict[type, dict[str, Any]]) -> 
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": schema(operation.body)}},
+            "content": {"application/json": {"schema": _schema(operation.body)}},
         }
     return described
 
