@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -30,12 +31,13 @@ class CoreProcess:
 
     def __init__(self, section: NativeSettings) -> None:
         self._section = section
-        self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))
+        self._folder = Path(tempfile.gettempdir()) / f"headrace-{os.getpid()}-{secrets.token_hex(4)}"
         self._process: subprocess.Popen[bytes] | None = None
         self.address = f"ipc://{self._folder}/core"
 
     def spawn(self) -> None:
         """Start the process (again); it listens at the same address and tells its clients when it is ready."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "engines.native.worker", self.address], stdin=subprocess.PIPE
         )

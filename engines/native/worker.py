@@ -38,6 +38,7 @@ from engines.native.types import (
 
 if TYPE_CHECKING:
     from engines.native.core import EngineCore
+    from engines.native.scheduler import Output
 
 _IDLE_POLL_MS = 1000
 _PROGRESS_INTERVAL_S = 0.05
@@ -83,8 +84,12 @@ class CoreServer:
         self._broadcast(ready)
         step = core.step_overlapped if overlapped else core.step
         next_check = 0.0
+        idle = True
         while True:
             if not core.has_work:
+                if not idle:  # the last sequence may have left without a word: gauges must fall to zero all the same
+                    self._broadcast(StepOutputs((), core.stats()))
+                    idle = True
                 self._socket.poll(_IDLE_POLL_MS)
             self._greet(core, max_waiting)
             now = time.monotonic()
@@ -92,12 +97,17 @@ class CoreServer:
                 self._forget_dead_clients(core)
                 next_check = now + 1.0
             if core.has_work:
-                by_client: defaultdict[bytes, list[TokenOutput]] = defaultdict(list)
-                for sequence, output in step():
-                    by_client[sequence.key[0]].append(output)
-                stats = core.stats()
-                for client, outputs in by_client.items():
-                    self._send(client, StepOutputs(tuple(outputs), stats))
+                idle = False
+                self._report(core, step())
+
+    def _report(self, core: EngineCore, outputs: list[Output]) -> None:
+        """One message for each client that this step brought something for."""
+        by_client: defaultdict[bytes, list[TokenOutput]] = defaultdict(list)
+        for sequence, output in outputs:
+            by_client[sequence.key[0]].append(output)
+        stats = core.stats()
+        for client, of_client in by_client.items():
+            self._send(client, StepOutputs(tuple(of_client), stats))
 
     def _greet(self, core: EngineCore | None, max_waiting: int = 0) -> None:
         """Handle every message that has arrived; before the core exists that can only be Hello."""

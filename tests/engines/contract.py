@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import HttpUrl
 
-from config.engines import EchoSettings, RemoteSettings
+from config.engines import EchoSettings, NativeSettings, RemoteSettings
 from engines.api import (
     Done,
     Engine,
@@ -30,6 +30,9 @@ from engines.api import (
     Usage,
 )
 from engines.echo import EchoEngine
+from engines.errors import EngineUnavailable
+from engines.native.demo_model import resolve_demo_model
+from engines.native.engine import NativeEngine
 from engines.remote.engine import RemoteEngine
 from gateway.app import create_app
 from tests.gateway.live import serving
@@ -66,7 +69,22 @@ async def open_remote() -> AsyncGenerator[Subject, None]:
         yield Subject(RemoteEngine(settings), "echo")
 
 
-KINDS: list[Any] = [pytest.param(open_echo, id="echo"), pytest.param(open_remote, id="remote")]
+@asynccontextmanager
+async def open_native() -> AsyncGenerator[Subject, None]:
+    """SmolLM2 on CPU, its core in a process of its own, as `headrace serve` runs it."""
+    try:
+        resolve_demo_model()
+    except EngineUnavailable as error:
+        pytest.skip(error.message)
+    settings = NativeSettings(device="cpu", kv_cache_memory="512MiB", served_model_name=("smollm2",))
+    yield Subject(NativeEngine(settings), "smollm2")
+
+
+KINDS: list[Any] = [
+    pytest.param(open_echo, id="echo"),
+    pytest.param(open_remote, id="remote"),
+    pytest.param(open_native, id="native"),
+]
 
 
 # --- asking and reading -----------------------------------------------------------------------------------------------
