@@ -21,7 +21,7 @@ class ServerSection(BaseModel):
         description="Listen on this Unix socket instead of HOST and PORT.",
     )
     gateway_workers: int = Field(
-        default=1, ge=1, le=64, description="HTTP processes that share the socket; the native engine stays one process."
+        default=1, ge=1, le=64, description="HTTP processes behind one socket; the native engine stays one process."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body; above it: 413.")
     shutdown_timeout_s: float = Field(

@@ -48,10 +48,10 @@ async def _run_here(plan: ServePlan, listener: socket.socket, display: Display) 
     gateway = Gateway(plan, display.progress)
     url = url_of(listener)
 
-    def on_listening() -> None:
+    def on_ready() -> None:
         report = gateway.report()
         display.ready(report.engines, url, report.paths, num_workers=1)
 
     await run_app(
-        gateway.app, listener, plan.server, on_listening=on_listening, on_stopping=lambda: display.stopping(plan.server)
+        gateway.app, listener, plan.server, on_ready=on_ready, on_stopping=lambda: display.stopping(plan.server)
     )

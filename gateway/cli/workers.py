@@ -1,7 +1,7 @@
-"""Several gateway processes on one listening socket, and the parent that starts, restarts and stops them.
+"""Several gateway processes behind one listening socket, and the parent that starts, restarts and stops them.
 
-The parent binds the socket and owns the cores of native engines, one process per engine; the children inherit the
-socket and connect to the cores. A child ends when its pipe to the parent does, so none outlives a killed parent.
+The parent accepts connections and deals them out; it also owns the cores of native engines, one process per engine, to
+which every child connects. A child ends when its pipe to the parent does, so none outlives a killed parent.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from prometheus_client import multiprocess
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable, HeadraceError
 from gateway.cli.display import Display
+from gateway.cli.handover import Dealer, channel
 from gateway.cli.listener import url_of
 from gateway.cli.logs import configure_logging
 from gateway.cli.server import run_app
@@ -60,16 +61,19 @@ async def run_workers(plan: ServePlan, listener: socket.socket, display: Display
                 await asyncio.to_thread(core.start, display.progress)
         addresses = {place: core.address for place, core in cores.items()}
         child_plan = replace(plan, core_addresses=addresses, metrics_dir=metrics_dir)
-        workers = [_Worker(child_plan, listener) for _ in range(plan.server.gateway_workers)]
+        workers = [_Worker(child_plan) for _ in range(plan.server.gateway_workers)]
         stack.push_async_callback(_stop_all, workers)
         signals.on_repeat = lambda: [worker.terminate() for worker in workers]
         reports = await asyncio.gather(*(worker.start() for worker in workers))
+        dealer = Dealer(listener, lambda: [worker.channel for worker in workers if worker.channel is not None])
+        stack.callback(dealer.close)
+        dealer.start()
         display.ready(reports[0].engines, url_of(listener), reports[0].paths, len(workers))
         keepers = [worker.keep_alive() for worker in workers] + [_keep_core_alive(core) for core in cores.values()]
         tasks = [asyncio.create_task(keeper) for keeper in keepers]
         stack.push_async_callback(_cancel_all, tasks)
         await signals.wait()
-        listener.close()
+        dealer.close()
         display.stopping(plan.server)
 
 
@@ -131,26 +135,37 @@ async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
 
 
 class _Worker:
-    """One place among the gateway processes, held by one child after another."""
+    """One place among the gateway processes, held by one child after another. `channel`: None while none serves."""
 
-    def __init__(self, plan: ServePlan, listener: socket.socket) -> None:
+    def __init__(self, plan: ServePlan) -> None:
+        self.channel: socket.socket | None = None
         self._plan = plan
-        self._listener = listener
         self._pipe: Connection | None = None
         self._process: BaseProcess | None = None
 
     async def start(self) -> Report:
-        """Return when the child listens. Raises EngineUnavailable with the child's own words if it cannot."""
+        """Return when the child can serve. Raises EngineUnavailable with the child's own words if it cannot."""
         ours, theirs = multiprocessing.Pipe()
+        our_channel, their_channel = channel()
         process = multiprocessing.get_context("spawn").Process(
-            target=run_worker, args=(self._plan, self._listener, theirs), name="headrace-gateway", daemon=True
+            target=run_worker, args=(self._plan, their_channel, theirs), name="headrace-gateway", daemon=True
         )
         process.start()
         theirs.close()
+        their_channel.close()
         self._pipe, self._process = ours, process
-        await _readable(ours.fileno())
         try:
-            report: Report | str = ours.recv()
+            report = await self._first_report(ours)
+        except BaseException:
+            our_channel.close()
+            raise
+        self.channel = our_channel
+        return report
+
+    async def _first_report(self, pipe: Connection) -> Report:
+        await _readable(pipe.fileno())
+        try:
+            report: Report | str = pipe.recv()
         except EOFError:
             raise EngineUnavailable("A gateway process ended while starting.") from None
         if isinstance(report, str):
@@ -163,6 +178,7 @@ class _Worker:
             process = self._process
             assert process is not None
             await _readable(process.sentinel)
+            self._close_channel()
             process.join()
             logger.error("gateway process %s ended with code %s; starting another", process.pid, process.exitcode)
             multiprocess.mark_process_dead(process.pid, str(self._plan.metrics_dir))  # pyright: ignore[reportUnknownMemberType]
@@ -176,6 +192,7 @@ class _Worker:
 
     async def stop(self) -> None:
         """The child's open requests get the shutdown timeout; one that overstays is killed."""
+        self._close_channel()
         if self._process is None or self._pipe is None:
             return
         self._pipe.close()
@@ -185,6 +202,11 @@ class _Worker:
         except TimeoutError:
             self._process.kill()
         self._process.join()
+
+    def _close_channel(self) -> None:
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
 
     def terminate(self) -> None:
         if self._process is not None:
@@ -205,13 +227,13 @@ async def _readable(fd: int) -> None:
 # --- a child ----------------------------------------------------------------------------------------------------------
 
 
-def run_worker(plan: ServePlan, listener: socket.socket, pipe: Connection) -> None:
-    """A gateway process's whole life. Reports once: a Report when it listens, else a line that says why not."""
+def run_worker(plan: ServePlan, channel: socket.socket, pipe: Connection) -> None:
+    """A gateway process's whole life. Reports once: a Report when it can serve, else a line that says why not."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     configure_logging(plan.server.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(plan, listener, pipe))
+            runner.run(_serve(plan, channel, pipe))
     except (HeadraceError, ValueError) as error:
         _tell(pipe, str(error))
         sys.exit(1)
@@ -219,14 +241,16 @@ def run_worker(plan: ServePlan, listener: socket.socket, pipe: Connection) -> No
         sys.exit(0)
 
 
-async def _serve(plan: ServePlan, listener: socket.socket, pipe: Connection) -> None:
+async def _serve(plan: ServePlan, channel: socket.socket, pipe: Connection) -> None:
+    channel.setblocking(False)
     gateway = Gateway(plan)
     parent_gone = asyncio.create_task(_readable(pipe.fileno()))
     await run_app(
         gateway.app,
-        listener,
+        channel,
         plan.server,
-        on_listening=lambda: _tell(pipe, gateway.report()),
+        handed=True,
+        on_ready=lambda: _tell(pipe, gateway.report()),
         stop_signals=(signal.SIGTERM,),
         stop=parent_gone,
     )
