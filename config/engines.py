@@ -116,7 +116,9 @@ class RemoteSettings(EngineSection):
         description="The upstream's name for the model. Default: the name the client used.",
     )
     upstream_api_key: SecretStr | None = Field(
-        default=None, examples=["secret"], description="Bearer token for the upstream."
+        default=None,
+        examples=["secret"],
+        description="Bearer token for the upstream; process lists show flags, so prefer the environment.",
     )
     upstream_max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         default="max_tokens",

@@ -71,4 +71,6 @@ def _engine(section: EngineSettings, address: str | None, on_progress: OnProgres
 
 
 def missing_package(kind: str, error: ImportError) -> EngineUnavailable:
-    return EngineUnavailable(f"The {kind} engine needs the package {error.name}: pip install 'headrace[{kind}]'.")
+    return EngineUnavailable(
+        f"The {kind} engine needs the package {error.name}; install Headrace with its extra [{kind}]."
+    )

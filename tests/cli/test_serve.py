@@ -246,5 +246,5 @@ def test_missing_packages_of_the_native_engine_are_named(tmp_path: Path):
     ended = subprocess.run(command, capture_output=True, text=True, env=environment(PYTHONPATH=search), timeout=120)
     assert ended.returncode == 1
     assert ended.stderr == (
-        "headrace: error: The native engine needs the package zmq: pip install 'headrace[native]'.\n"
+        "headrace: error: The native engine needs the package zmq; install Headrace with its extra [native].\n"
     )
