@@ -60,9 +60,10 @@ class Choice:
         """What this output lets the client see now; None when that is nothing yet."""
         token_ids = output.token_ids
         self._token_ids += token_ids
-        for row in output.logprobs:
+        hidden = output.finish == FINISH_STOP and not self._include_stop  # the stop token is counted, but not shown
+        shown_ids, rows = (token_ids[:-1], output.logprobs[:-1]) if hidden else (token_ids, output.logprobs)
+        for row in rows:
             self._held_logprobs.append((self._num_chars, token_logprob(row, self._tokenizer)))
-        shown_ids = token_ids[:-1] if output.finish == FINISH_STOP and not self._include_stop else token_ids
         text = self._detokenizer.push(shown_ids)
         if output.finish:
             text += self._detokenizer.finish()
