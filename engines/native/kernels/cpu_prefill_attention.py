@@ -29,6 +29,7 @@ from engines.native.kernels.cpu_vector import (
     float32_pointer,
     from_bfloat16,
     int32_pointer,
+    keep_alive,
     row_max,
     uint16_pointer,
 )
@@ -154,6 +155,7 @@ def _attend(item, q, out, num_kv_heads, group, width, scale, window, query_len, 
         token, head = (first_row + row) // group, (first_row + row) % group
         for d in range(width):
             target[token, kv_head, head, d] = sums[row, d] / state[row, 1]
+    keep_alive(queries)
 
 
 @kernel(

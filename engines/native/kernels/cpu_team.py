@@ -17,8 +17,8 @@ The protocol. STATE is one word: generation * 2**33 + open * 2**32 + number of t
     take items until none is left              take items until none is left
     close; wait until nobody is counted in     count itself out; if last and the caller sleeps, wake it
 
-The job lies on the caller's stack: no thread touches it unless counted in. Kernels may be called from one thread at a
-time only.
+The job lies on the caller's stack: no thread touches it unless counted in. The team works on one job at a time: a
+second caller finds it taken and works alone.
 """
 
 import ctypes
@@ -49,8 +49,8 @@ WAIT_SPINS = 2000  # pauses of the caller before it sleeps until the last thread
 
 # The team's memory: one field on each cache line, addresses in bytes; the two semaphores take 32 bytes each.
 _CACHE_LINE_BYTES = 64
-_FIELDS = tuple(range(0, 10 * _CACHE_LINE_BYTES, _CACHE_LINE_BYTES))
-STATE, SLEEPERS, CALLER_SLEEPS, NUM_THREADS, JOB_FUNCTION, JOB_DATA, SEM_POST, SEM_WAIT, OFFERED, DONE = _FIELDS
+_FIELDS = tuple(range(0, 11 * _CACHE_LINE_BYTES, _CACHE_LINE_BYTES))
+STATE, TAKEN, SLEEPERS, CALLER_SLEEPS, NUM_THREADS, JOB_FUNCTION, JOB_DATA, SEM_POST, SEM_WAIT, OFFERED, DONE = _FIELDS
 _OPEN = 1 << 32
 _GENERATION_SHIFT = 33
 
@@ -143,10 +143,11 @@ TEAM = _Team()
 def launch(team, work):
     """In a kernel: run a `job` on the team, given as TEAM.address, and return when all its items are done."""
     num_items, function, data = work
-    if num_items <= 1 or atomic_load(team + NUM_THREADS) <= 1:
+    if num_items <= 1 or atomic_load(team + NUM_THREADS) <= 1 or atomic_exchange(team + TAKEN, 1) == 1:
         call_c(function, data)
     else:
         _run(team, function, data)
+        atomic_store(team + TAKEN, 0)
 
 
 @intrinsic

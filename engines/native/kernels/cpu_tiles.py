@@ -88,30 +88,44 @@ def _panel_step(builder: Any, kind: int, panel: Any, step: Any) -> tuple[Any, An
     return low, high
 
 
-@instruction(types.void(*[types.int64] * 6), constants=2)
+@instruction(types.void(*[types.int64] * 6), constants=3)
 def row_dots(
-    builder: Any, num_rows: int, kind: int, x: Any, x_stride: Any, y: Any, vectors: Any, out: Any, out_stride: Any
+    builder: Any,
+    num_rows: int,
+    kind: int,
+    vectors: int,
+    x: Any,
+    x_stride: Any,
+    y: Any,
+    blocks: Any,
+    out: Any,
+    out_stride: Any,
 ) -> None:
-    """out[row] = sum over LANES * vectors numbers of x[row] * y, for num_rows float32 rows.
+    """out[row] = sum over blocks * vectors * LANES numbers of x[row] * y, for num_rows float32 rows.
 
     kind is how y is stored: FLOAT32, or BFLOAT16 with the numbers in order.
     """
     rows = [offset(builder, x, x_stride, row) for row in range(num_rows)]
-    with loop(builder, vectors, [ZEROS] * num_rows) as (index, sums, results):
-        numbers = _load_row(builder, kind, y, index)
-        for row, total in zip(rows, sums, strict=True):
-            results.append(multiply_add(builder, _load_row(builder, FLOAT32, row, index), numbers, total))
+    with loop(builder, blocks, [ZEROS] * num_rows) as (block, sums, results):
+        results.extend(sums)
+        for vector in range(vectors):
+            index = builder.add(builder.mul(block, ir.Constant(INT64, vectors)), ir.Constant(INT64, vector))
+            numbers = _load_row(builder, kind, y, index)
+            for row in range(num_rows):
+                others = _load_row(builder, FLOAT32, rows[row], index)
+                results[row] = multiply_add(builder, others, numbers, results[row])
     for row, total in enumerate(results):
         arguments = [ir.Constant(FLOAT, 0.0), total]
         dot = call_llvm(builder, f"llvm.vector.reduce.fadd.v{LANES}f32", FLOAT, arguments, ("reassoc",))
         store(builder, dot, offset(builder, out, out_stride, row))
 
 
-@instruction(types.void(*[types.int64] * 7), constants=2)
+@instruction(types.void(*[types.int64] * 7), constants=3)
 def add_weighted(
     builder: Any,
     num_rows: int,
     kind: int,
+    vectors: int,
     weights: Any,
     weights_stride: Any,
     y: Any,
@@ -120,18 +134,21 @@ def add_weighted(
     out: Any,
     out_stride: Any,
 ) -> None:
-    """out[row, LANES] += sum over j < count of weights[row, j] * the LANES numbers at y + offsets[j], j in order.
+    """out[row, :n] += sum over j < count of weights[row, j] * the n numbers at y + offsets[j], n = vectors * LANES.
 
-    offsets is the address of int64 numbers, in bytes; kind is how y is stored, as in `row_dots`.
+    Sums run over j in order. offsets is the address of int64 numbers, in bytes; kind is how y is stored, as in
+    `row_dots`.
     """
     weight_rows = [offset(builder, weights, weights_stride, row) for row in range(num_rows)]
-    outputs = [offset(builder, out, out_stride, row) for row in range(num_rows)]
+    out_rows = [offset(builder, out, out_stride, row) for row in range(num_rows)]
+    outputs = [offset(builder, address, LANES * 4, vector) for address in out_rows for vector in range(vectors)]
     with loop(builder, count, [load(builder, VECTOR, address) for address in outputs]) as (j, sums, results):
         start = builder.add(y, load(builder, INT64, offset(builder, offsets, 8, j)))
-        numbers = _load_row(builder, kind, start, 0)
-        for row, total in zip(weight_rows, sums, strict=True):
-            weight = broadcast(builder, load(builder, FLOAT, offset(builder, row, 4, j)))
-            results.append(multiply_add(builder, weight, numbers, total))
+        numbers = [_load_row(builder, kind, start, vector) for vector in range(vectors)]
+        for row in range(num_rows):
+            weight = broadcast(builder, load(builder, FLOAT, offset(builder, weight_rows[row], 4, j)))
+            for vector in range(vectors):
+                results.append(multiply_add(builder, weight, numbers[vector], sums[row * vectors + vector]))
     for address, total in zip(outputs, results, strict=True):
         store(builder, total, address)
 

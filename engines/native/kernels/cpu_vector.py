@@ -8,6 +8,7 @@ from typing import Any
 import llvmlite.ir as ir
 import numpy as np
 from numba import types
+from numba.extending import intrinsic
 
 from engines.native.kernels.cpu_compile import instruction
 from engines.native.kernels.cpu_ir import FLOAT, INT16, INT32, INT64, LANES, VECTOR, call_llvm, load, loop, offset
@@ -34,6 +35,18 @@ def int32_pointer(builder: Any, address: Any) -> Any:
 @instruction(types.CPointer(types.int64)(types.int64))
 def int64_pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, INT64.as_pointer())
+
+
+@intrinsic
+def _keep_alive(_typing_context: Any, array: Any) -> Any:
+    def generate(context: Any, _builder: Any, _signature: Any, _values: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), generate
+
+
+# Numba frees an array after its last use; an address taken from it is none. Call this after the address's last use.
+keep_alive: Any = _keep_alive
 
 
 @instruction(types.float32(types.uint16))
@@ -77,6 +90,14 @@ def exp(builder: Any, x: Any) -> Any:
     mantissa = multiply_add(polynomial, builder.fmul(r, r), builder.fadd(r, constant(1.0)))
     exponent = builder.add(builder.fptosi(n, INT32), ir.Constant(INT32, 127))
     return builder.fmul(mantissa, builder.bitcast(builder.shl(exponent, ir.Constant(INT32, 23)), FLOAT))
+
+
+@instruction(types.void(types.int64))
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for the cache line at an address, mapped or not."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    read, keep, data = (ir.Constant(INT32, value) for value in (0, 3, 1))
+    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, keep, data])
 
 
 @instruction(types.float32(types.int64, types.int64))

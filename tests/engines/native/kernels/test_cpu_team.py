@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -41,6 +42,13 @@ def test_threads_that_fell_asleep_come_back() -> None:
     for _ in range(20):
         time.sleep(0.002)
         assert np.array_equal(visits_of(100, 3), np.full(100, 3))
+
+
+def test_two_callers_at_once_both_get_all_their_items_done() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(visits_of, [300, 400], [2000, 2000]))
+    assert np.array_equal(results[0], np.full(300, 2000))
+    assert np.array_equal(results[1], np.full(400, 2000))
 
 
 def _visit_in_child(queue: multiprocessing.Queue) -> None:
