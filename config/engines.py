@@ -73,6 +73,12 @@ class NativeSettings(EngineSection):
     max_num_batched_tokens: int | None = Field(
         default=None, ge=1, examples=[512], description="Token budget of one step. Default: 8192 on GPU, 512 on CPU."
     )
+    inter_token_target_ms: float | None = Field(
+        default=None,
+        ge=0,
+        description="Milliseconds that a step with running decodes may take: prompts are cut to fit. 0: no target. "
+        "Default: 80 on GPU, 0 on CPU.",
+    )
     max_waiting: int = Field(default=4096, ge=1, description="Queued requests beyond which new ones are refused (503).")
     block_size: int | None = Field(
         default=None, ge=1, examples=[16], description="Tokens per KV block. Default: by attention backend."

@@ -16,6 +16,7 @@ import torch
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.block_pool import BlockPool
+from engines.native.chunking import ChunkSizer
 from engines.native.core import EngineCore
 from engines.native.cuda_graphs import DecodeGraphs, graph_sizes
 from engines.native.kernels import KernelChoice, choose_kernels
@@ -41,6 +42,7 @@ from engines.native.warm_up import warm_up
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
 
+_GPU_INTER_TOKEN_TARGET_MS = 80.0
 _GPU_WORKSPACE_BYTES = 3 * 2**30  # activations of a prefill step, graphs and their logits
 
 
@@ -100,7 +102,12 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         weight_bytes=model.weight_bytes,
         load_s=time.monotonic() - started,
     )
-    return BuiltCore(EngineCore(scheduler, runner), ready, overlapped=device.type == "cuda")
+    on_gpu = device.type == "cuda"
+    target_ms = section.inter_token_target_ms
+    if target_ms is None:
+        target_ms = _GPU_INTER_TOKEN_TARGET_MS if on_gpu else 0.0
+    sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens)
+    return BuiltCore(EngineCore(scheduler, runner, sizer), ready, overlapped=on_gpu)
 
 
 def _use_graphs(kernels: KernelChoice, device: torch.device) -> bool:

@@ -6,8 +6,11 @@ Knows the scheduler and a Runner; knows nothing of tensors, sockets or text. `st
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
+from engines.native.chunking import ChunkSizer
 from engines.native.scheduler import Output, Scheduler
 from engines.native.sequence import Sequence
 from engines.native.types import AddSequence, BatchPlan, SampledTokens, SchedulerStats
@@ -28,10 +31,19 @@ class Runner(Protocol):
 class EngineCore:
     """Sequences in, TokenOutputs out, one step at a time."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        sizer: ChunkSizer | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._launched: tuple[BatchPlan, Any] | None = None
+        self._sizer = sizer or ChunkSizer(0.0)
+        self._clock = clock
+        self._launched: _Launched | None = None
+        self._collected_s = 0.0  # when the last step's tokens arrived
 
     def add(self, client: bytes, message: AddSequence) -> None:
         self._scheduler.add(
@@ -63,17 +75,39 @@ class EngineCore:
         return self._scheduler.stats()
 
     def step(self) -> list[Output]:
-        plan = self._scheduler.schedule()
-        sampled = self._runner.collect(self._runner.launch(plan))
-        return self._scheduler.commit(plan, sampled)
+        launched = self._launch(self._scheduler.schedule())
+        return self._scheduler.commit(launched.plan, self._collect(launched))
 
     def step_overlapped(self) -> list[Output]:
         """Launch the next step, then record the previous one while the device is busy."""
         plan = self._scheduler.schedule()
-        previous, self._launched = self._launched, (plan, self._runner.launch(plan)) if plan.rows else None
+        previous, self._launched = self._launched, self._launch(plan) if plan.rows else None
         outputs: list[Output] = []
         if previous is not None:
-            outputs = self._scheduler.commit(previous[0], self._runner.collect(previous[1]))
+            outputs = self._scheduler.commit(previous.plan, self._collect(previous))
         if self._launched is None:  # nothing could run: the scheduler still waits for this empty step's commit
             outputs += self._scheduler.commit(plan, SampledTokens([]))
         return outputs
+
+    def _launch(self, plan: BatchPlan) -> _Launched:
+        started_s = self._clock()
+        return _Launched(plan, self._runner.launch(plan), started_s)
+
+    def _collect(self, launched: _Launched) -> SampledTokens:
+        """Wait for a step, and learn from how long the device took for it."""
+        sampled = self._runner.collect(launched.handle)
+        plan, now_s = launched.plan, self._clock()
+        duration_s = now_s - max(self._collected_s, launched.started_s)  # one step at a time on the device
+        self._collected_s = now_s
+        num_prefill_tokens = sum(plan.num_tokens[plan.num_decodes :])
+        self._sizer.observe(plan.num_decodes, num_prefill_tokens, duration_s)
+        self._scheduler.prefill_limit = self._sizer.limit
+        return sampled
+
+
+class _Launched(NamedTuple):
+    """A step that the runner has begun."""
+
+    plan: BatchPlan
+    handle: Any
+    started_s: float

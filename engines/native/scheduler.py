@@ -51,6 +51,7 @@ class Scheduler:
     """Owns every Sequence from `add` to its end, and the BlockPool."""
 
     def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
+        self.prefill_limit = limits.max_num_batched_tokens  # prefill tokens of a step that also decodes
         self._pool = pool
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
@@ -94,6 +95,8 @@ class Scheduler:
         sequences: list[Sequence] = []
         preempted_before = self._preemptions
         budget = self._schedule_decodes(plan, sequences, self._limits.max_num_batched_tokens)
+        if plan.num_decodes:
+            budget = min(budget, self.prefill_limit)
         budget = self._schedule_prefills(plan, sequences, budget)
         if self._preemptions == preempted_before:  # admitting now would take back what preemption just freed
             self._admit(plan, sequences, budget)
