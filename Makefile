@@ -4,7 +4,7 @@
 #
 # PYTHON=python3.12          another interpreter (3.11 or newer)
 # TORCH=torch==2.11.0        another torch than the pinned one, such as the build for your CUDA driver
-# EXTRAS=gpu                 for `make serve` on a CUDA machine: Triton and FlashAttention too
+# EXTRAS=gpu                 for `make serve` on a CUDA machine: Triton too
 #
 # Where packages come from is pip's own configuration (pip config, PIP_INDEX_URL, ...).
 
