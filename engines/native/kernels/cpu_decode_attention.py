@@ -197,10 +197,10 @@ def _attend(
 
 
 @helper
-def _combine(sequence, num_heads, width, part_starts, num_sequences, partial, out):
+def _combine(sequence, num_heads, width, part_starts, num_sequences, num_parts, partial, out):
     starts = carray(int64_pointer(part_starts), num_sequences + 1)
-    first, last = int64(starts[sequence]), int64(starts[sequence + 1])
-    parts = carray(float32_pointer(partial), (last, num_heads, width + 2))
+    first, last = starts[sequence], starts[sequence + 1]
+    parts = carray(float32_pointer(partial), (num_parts, num_heads, width + 2))
     target = carray(float32_pointer(out + sequence * num_heads * width * 4), (num_heads, width))
     for head in range(num_heads):
         highest, total = LOWEST, float32(0.0)
@@ -247,12 +247,13 @@ def decode_attention(
         seq_len = int64(lengths[sequence])
         lowest = max(0, seq_len - window) if window > 0 else 0
         starts[sequence + 1] = starts[sequence] + (seq_len + PART - 1) // PART - lowest // PART
-    num_parts, num_heads = starts[num_sequences], num_kv_heads * group
+    num_parts, num_heads = int64(starts[num_sequences]), num_kv_heads * group
     partial = empty(num_parts * num_heads * (width + 2), float32)
     part_starts, partials = int64(starts.ctypes.data), int64(partial.ctypes.data)
     cache = (key_cache, value_cache, is_bfloat16, block_size, num_kv_heads, group, width, block_tables, max_blocks)
     parts = (seq_lens, scale, window, part_starts, num_sequences, partials)
     launch(team, job(num_parts, _attend, (q, *cache, *parts)))
-    launch(team, job(num_sequences, _combine, (num_heads, width, part_starts, num_sequences, partials, out)))
+    sums = (num_heads, width, part_starts, num_sequences, num_parts, partials, out)
+    launch(team, job(num_sequences, _combine, sums))
     keep_alive(starts)
     keep_alive(partial)

@@ -17,6 +17,11 @@ WEIGHT_DTYPES = pytest.mark.parametrize(
 )
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 @WEIGHT_DTYPES
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 29])
 @pytest.mark.parametrize(("num_rows", "num_columns"), [(96, 64), (100, 33), (7, 9), (1, 1)])
@@ -117,8 +122,8 @@ def test_rope_and_cache_agrees_with_the_reference(
 
     (q, keys, values), expected = run(cpu_fused.rope_and_cache), run(reference.rope_and_cache)
     torch.testing.assert_close(q, expected[0], atol=1e-5, rtol=1e-5)
-    one_rounding = 2**-8 if cache_dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(keys, expected[1], atol=1e-5, rtol=one_rounding)
+    neighbours = 2**-7 if cache_dtype == torch.bfloat16 else 1e-5  # what lies at a rounding border may go either way
+    torch.testing.assert_close(keys, expected[1], atol=1e-5, rtol=neighbours)
     assert torch.equal(values, expected[2])
 
 

@@ -10,6 +10,11 @@ from engines.native.kernels import reference
 from tests.engines.native.kernels.ragged_batches import cached_batch
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 def test_rms_norm_is_torchs() -> None:
     x, weight = torch.randn(7, 48), torch.randn(48)
     torch.testing.assert_close(reference.rms_norm(x, weight, 1e-5), functional.rms_norm(x, (48,), weight, 1e-5))
