@@ -80,8 +80,6 @@ class Scheduler:
         """Forget a sequence and free what it holds; unknown keys are ignored, since a finish may cross an abort."""
         sequence = self._by_key.get(key)
         if sequence is not None:
-            if sequence.row < 0:
-                self._waiting.remove(sequence)
             self._end(sequence)
 
     def abort_client(self, client: bytes) -> None:
@@ -264,6 +262,8 @@ class Scheduler:
         del self._by_key[sequence.key]
         if sequence.row >= 0:
             self._release(sequence)
+        else:  # not admitted yet, or preempted while the step that sampled its last token was in flight
+            self._waiting.remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         """Give back row and blocks. A step in flight may still write there; whoever gets them next writes later."""

@@ -112,6 +112,16 @@ def test_any_load_gives_each_request_the_tokens_it_gets_alone(
     assert harness.scheduler.stats().running == harness.scheduler.stats().waiting == 0
 
 
+def test_a_sequence_preempted_while_its_last_token_is_in_flight_still_finishes():
+    harness = Harness(num_blocks=16, block_size=1, max_num_seqs=3, budget=20, caching=False, overlapped=True)
+    harness.add(1, range(8), max_tokens=4)
+    harness.add(2, range(20, 26), max_tokens=2)
+    harness.run()
+    assert harness.scheduler.stats().preemptions > 0
+    assert harness.tokens == {1: expected(range(8), 4), 2: expected(range(20, 26), 2)}
+    assert harness.pool.num_held == 0
+
+
 def test_decodes_go_on_while_a_long_prompt_is_prefilled_in_chunks():
     harness = Harness(budget=8)
     harness.add(1, range(4), max_tokens=20)
