@@ -61,3 +61,10 @@ def call_c(builder: Any, function: Any, argument: Any) -> None:
     """Call the C function at an address with one pointer-sized argument; its result is ignored."""
     kind = ir.FunctionType(ir.VoidType(), [INT64])
     builder.call(builder.inttoptr(function, kind.as_pointer()), [argument])
+
+
+@instruction(types.void(types.int64, types.int64, types.int64))
+def call_item(builder: Any, function: Any, item: Any, data: Any) -> None:
+    """Call the C function at an address with an item's number and the address of its data."""
+    kind = ir.FunctionType(ir.VoidType(), [INT64, INT64])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [item, data])

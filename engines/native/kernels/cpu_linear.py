@@ -121,32 +121,28 @@ _float32_product, _bfloat16_product, _float16_product = map(_panel_product, (FLO
 
 
 @helper
-def _panel_group(item, group_size, kind, x, num_rows, num_columns, panels, num_outputs, bias, out):
-    """Consecutive panels item * group_size and following, bias included."""
+def _panel(index, kind, x, num_rows, num_columns, panels, num_outputs, bias, out):
+    """All rows of x times panel number `index`, bias included."""
     num_panels = (num_outputs + PANEL - 1) // PANEL
-    panel_bytes = num_columns * PANEL * (4 if kind == FLOAT32 else 2)
-    for index in range(item * group_size, min((item + 1) * group_size, num_panels)):
-        panel, start = panels + index * panel_bytes, index * PANEL
-        target, stride = out + start * 4, num_panels * PANEL * 4
-        if kind == BFLOAT16:
-            _bfloat16_product(x, num_rows, num_columns, panel, target, stride)
-        elif kind == FLOAT16:
-            _float16_product(x, num_rows, num_columns, panel, target, stride)
-        else:
-            _float32_product(x, num_rows, num_columns, panel, target, stride)
-        if bias != 0:
-            outputs = carray(float32_pointer(out), (num_rows, num_panels * PANEL))
-            addend = carray(float32_pointer(bias), num_outputs)
-            for row in range(num_rows):
-                for column in range(start, min(start + PANEL, num_outputs)):
-                    outputs[row, column] += addend[column]
+    panel = panels + index * num_columns * PANEL * (4 if kind == FLOAT32 else 2)
+    start, stride = index * PANEL, num_panels * PANEL * 4
+    target = out + start * 4
+    if kind == BFLOAT16:
+        _bfloat16_product(x, num_rows, num_columns, panel, target, stride)
+    elif kind == FLOAT16:
+        _float16_product(x, num_rows, num_columns, panel, target, stride)
+    else:
+        _float32_product(x, num_rows, num_columns, panel, target, stride)
+    if bias != 0:
+        outputs = carray(float32_pointer(out), (num_rows, num_panels * PANEL))
+        addend = carray(float32_pointer(bias), num_outputs)
+        for row in range(num_rows):
+            for column in range(start, min(start + PANEL, num_outputs)):
+                outputs[row, column] += addend[column]
 
 
 @kernel("void(int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def _linear(team, kind, x, num_rows, num_columns, panels, num_outputs, bias, out):
-    """Grid: groups of panels, about 16 of them, so that each streams a long run of memory and threads stay balanced."""
+    """Grid: panels, so that each thread streams through the packed weight in the order of memory."""
     num_panels = (num_outputs + PANEL - 1) // PANEL
-    group_size = max(num_panels // 16, 1)
-    num_groups = (num_panels + group_size - 1) // group_size
-    arguments = (group_size, kind, x, num_rows, num_columns, panels, num_outputs, bias, out)
-    launch(team, job(num_groups, _panel_group, arguments))
+    launch(team, job(num_panels, _panel, (kind, x, num_rows, num_columns, panels, num_outputs, bias, out)))

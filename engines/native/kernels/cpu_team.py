@@ -14,11 +14,14 @@ The protocol. STATE is one word: generation * 2**33 + open * 2**32 + number of t
     caller                                     thread
     write the job, open a new generation       wait for an open generation that it has not joined
     wake sleepers                              count itself in (compare and swap; fails once closed)
-    take items until none is left              take items until none is left
+    work                                       work
     close; wait until nobody is counted in     count itself out; if last and the caller sleeps, wake it
 
-The job lies on the caller's stack: no thread touches it unless counted in. The team works on one job at a time: a
-second caller finds it taken and works alone.
+Work. The items lie in as many ranges as there are threads. Each thread takes the items of a range of its own in order,
+so that it streams through adjacent memory, and then what is left of the others'.
+
+The job's data lie on the caller's stack: no thread touches them unless counted in. The team works on one job at a time:
+a second caller finds it taken and works alone.
 """
 
 import ctypes
@@ -40,6 +43,7 @@ from engines.native.kernels.cpu_atomics import (
     atomic_replace,
     atomic_store,
     call_c,
+    call_item,
     relax,
 )
 from engines.native.kernels.cpu_compile import helper, kernel
@@ -49,8 +53,12 @@ WAIT_SPINS = 2000  # pauses of the caller before it sleeps until the last thread
 
 # The team's memory: one field on each cache line, addresses in bytes; the two semaphores take 32 bytes each.
 _CACHE_LINE_BYTES = 64
-_FIELDS = tuple(range(0, 11 * _CACHE_LINE_BYTES, _CACHE_LINE_BYTES))
-STATE, TAKEN, SLEEPERS, CALLER_SLEEPS, NUM_THREADS, JOB_FUNCTION, JOB_DATA, SEM_POST, SEM_WAIT, OFFERED, DONE = _FIELDS
+_MAX_RANGES = 64
+_FIELDS = tuple(range(0, 13 * _CACHE_LINE_BYTES, _CACHE_LINE_BYTES))
+STATE, TAKEN, SLEEPERS, CALLER_SLEEPS, NUM_THREADS, SEM_POST, SEM_WAIT, OFFERED, DONE = _FIELDS[:9]
+JOB_FUNCTION, JOB_DATA, NUM_ITEMS, ARRIVED = _FIELDS[9:]
+TAKEN_OF_RANGE = len(_FIELDS) * _CACHE_LINE_BYTES  # of _MAX_RANGES lines
+_MEMORY_BYTES = TAKEN_OF_RANGE + _MAX_RANGES * _CACHE_LINE_BYTES
 _OPEN = 1 << 32
 _GENERATION_SHIFT = 33
 
@@ -61,14 +69,39 @@ def _count_inside(state):
 
 
 @helper
-def _run(team, function, data):
+def _num_ranges(team):
+    return min(atomic_load(team + NUM_THREADS), _MAX_RANGES)
+
+
+@helper
+def _work(team):
+    """Take items of the job until none is left."""
+    function, data = atomic_load(team + JOB_FUNCTION), atomic_load(team + JOB_DATA)
+    num_items, num_ranges = atomic_load(team + NUM_ITEMS), _num_ranges(team)
+    own = atomic_add(team + ARRIVED, 1)
+    for step in range(num_ranges):
+        index = (own + step) % num_ranges
+        taken = team + TAKEN_OF_RANGE + index * _CACHE_LINE_BYTES
+        first, end = num_items * index // num_ranges, num_items * (index + 1) // num_ranges
+        item = first + atomic_add(taken, 1)
+        while item < end:
+            call_item(function, item, data)
+            item = first + atomic_add(taken, 1)
+
+
+@helper
+def _run(team, num_items, function, data):
     """Offer a job to the threads, work on it, and return when all of it is done."""
     atomic_store(team + JOB_FUNCTION, function)
     atomic_store(team + JOB_DATA, data)
+    atomic_store(team + NUM_ITEMS, num_items)
+    atomic_store(team + ARRIVED, 0)
+    for index in range(_num_ranges(team)):
+        atomic_store(team + TAKEN_OF_RANGE + index * _CACHE_LINE_BYTES, 0)
     atomic_add(team + STATE, (1 << _GENERATION_SHIFT) + _OPEN)
     for _ in range(atomic_exchange(team + SLEEPERS, 0)):
         call_c(atomic_load(team + SEM_POST), team + OFFERED)
-    call_c(function, data)
+    _work(team)
     atomic_add(team + STATE, -_OPEN)
     spins = 0
     while _count_inside(atomic_load(team + STATE)) != 0:
@@ -92,7 +125,7 @@ def _serve(team):
         if state & _OPEN and generation != joined:
             if atomic_replace(team + STATE, state, state + 1):
                 joined, spins = generation, 0
-                call_c(atomic_load(team + JOB_FUNCTION), atomic_load(team + JOB_DATA))
+                _work(team)
                 before = atomic_add(team + STATE, -1)
                 last = _count_inside(before) == 1 and before & _OPEN == 0
                 if last and atomic_exchange(team + CALLER_SLEEPS, 0) == 1:
@@ -114,7 +147,7 @@ class _Team:
     """
 
     def __init__(self) -> None:
-        memory = (ctypes.c_char * (len(_FIELDS) * _CACHE_LINE_BYTES + _CACHE_LINE_BYTES))()
+        memory = (ctypes.c_char * (_MEMORY_BYTES + _CACHE_LINE_BYTES))()
         # Never freed: the threads are daemons and may outlive Python's objects at exit.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
         self.address = -(-ctypes.addressof(memory) // _CACHE_LINE_BYTES) * _CACHE_LINE_BYTES
@@ -144,9 +177,10 @@ def launch(team, work):
     """In a kernel: run a `job` on the team, given as TEAM.address, and return when all its items are done."""
     num_items, function, data = work
     if num_items <= 1 or atomic_load(team + NUM_THREADS) <= 1 or atomic_exchange(team + TAKEN, 1) == 1:
-        call_c(function, data)
+        for item in range(num_items):
+            call_item(function, item, data)
     else:
-        _run(team, function, data)
+        _run(team, num_items, function, data)
         atomic_store(team + TAKEN, 0)
 
 
@@ -155,51 +189,32 @@ def _job(typing_context: Any, _num_items: Any, body: Any, arguments: Any) -> Any
     """In a kernel: the job of calling body(item, *arguments) for item in range(num_items), for `launch`.
 
     `body` is a helper, `arguments` a tuple of numbers. The body must write disjoint memory for each item and must not
-    raise. Gives (number of items, address of a C function that takes items until none is left, its argument).
+    raise. Gives (number of items, address of a C function that does one, address of its data).
     """
     body_signature = body.get_call_type(typing_context, (types.int64, *arguments), {})
     num_arguments = len(arguments)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        num_items, _, argument_tuple = values
         compiled = body.dispatcher.get_compile_result(body_signature)
         context.active_code_library.add_linking_library(compiled.library)
         body_function = context.declare_function(builder.module, compiled.fndesc)
-        # [next item, alone on its cache line; number of items; arguments], on the stack of the caller
-        shared_type = ir.LiteralStructType([INT64, ir.ArrayType(INT64, 7), INT64, values[2].type])
-        shared = cgutils.alloca_once(builder, shared_type)
-        builder.store(ir.Constant(INT64, 0), cgutils.gep_inbounds(builder, shared, 0, 0))
-        builder.store(values[0], cgutils.gep_inbounds(builder, shared, 0, 2))
-        builder.store(values[2], cgutils.gep_inbounds(builder, shared, 0, 3))
-        name = builder.module.get_unique_name("take_items")
-        function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [INT64]), name)
-        function.linkage = "internal"
-        _generate_take_items(context, function, shared_type, body_function, body_signature, num_arguments)
-        parts = [values[0], builder.ptrtoint(function, INT64), builder.ptrtoint(shared, INT64)]
+        data = cgutils.alloca_once_value(builder, argument_tuple)
+
+        name = builder.module.get_unique_name("do_item")
+        do_item = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [INT64, INT64]), name)
+        do_item.linkage = "internal"
+        inner = ir.IRBuilder(do_item.append_basic_block("entry"))
+        loaded = inner.load(inner.inttoptr(do_item.args[1], argument_tuple.type.as_pointer()))
+        unpacked = [inner.extract_value(loaded, index) for index in range(num_arguments)]
+        inputs = [do_item.args[0], *unpacked]
+        context.call_conv.call_function(inner, body_function, body_signature.return_type, body_signature.args, inputs)
+        inner.ret_void()
+
+        parts = [num_items, builder.ptrtoint(do_item, INT64), builder.ptrtoint(data, INT64)]
         return context.make_tuple(builder, signature.return_type, parts)
 
     return types.UniTuple(types.int64, 3)(types.int64, body, arguments), generate
 
 
 job: Any = _job
-
-
-def _generate_take_items(
-    context: Any, function: Any, shared_type: Any, body: Any, body_signature: Any, num_arguments: int
-) -> None:
-    """Write the C function: take the next item, call body with it, until none is left."""
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    shared = builder.inttoptr(function.args[0], shared_type.as_pointer())
-    next_item = cgutils.gep_inbounds(builder, shared, 0, 0)
-    item_count = builder.load(cgutils.gep_inbounds(builder, shared, 0, 2))
-    argument_tuple = builder.load(cgutils.gep_inbounds(builder, shared, 0, 3))
-    arguments = [builder.extract_value(argument_tuple, i) for i in range(num_arguments)]
-    take, call, done = (function.append_basic_block(name) for name in ("take", "call", "done"))
-    builder.branch(take)
-    builder.position_at_end(take)
-    item = builder.atomic_rmw("add", next_item, ir.Constant(INT64, 1), "monotonic")
-    builder.cbranch(builder.icmp_signed("<", item, item_count), call, done)
-    builder.position_at_end(call)
-    context.call_conv.call_function(builder, body, body_signature.return_type, body_signature.args, [item, *arguments])
-    builder.branch(take)
-    builder.position_at_end(done)
-    builder.ret_void()
