@@ -42,6 +42,7 @@ from engines.native.warm_up import warm_up
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
 
+_CPU_WARM_UP_TOKENS = 32
 _GPU_INTER_TOKEN_TARGET_MS = 80.0
 _GPU_WORKSPACE_BYTES = 3 * 2**30  # activations of a prefill step, graphs and their logits
 
@@ -79,7 +80,9 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     if _use_graphs(kernels, device):
         graphs = DecodeGraphs(model, cache, rows, sampling, sampling_ops(device))
     runner = ModelRunner(model, cache, rows, Sampler(sampling, sampling_ops(device)), graphs)
-    warm_up(runner, limits.max_num_batched_tokens, max_model_len)
+    # CPU kernels are compiled ahead and allocate little: a short prompt touches all that a long one does.
+    longest = limits.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
+    warm_up(runner, min(longest, limits.max_num_batched_tokens), max_model_len)
     if graphs is not None:
         graphs.capture(graph_sizes(limits.max_num_seqs))
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,12 @@ class KVCache:
         self.num_blocks = num_blocks
         size = (shape.num_layers, 2, num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
         # Zeros, not garbage: masked positions of a block are multiplied by a probability of 0, and 0 * NaN is NaN.
-        storage = torch.zeros(size, dtype=shape.dtype, device=device)
+        if device.type == "cpu":
+            # numpy asks the system for zeroed pages, which cost time and memory only once they are used.
+            pages = np.zeros(num_blocks * shape.block_bytes, dtype=np.uint8)
+            storage = torch.from_numpy(pages).view(shape.dtype).view(size)
+        else:
+            storage = torch.zeros(size, dtype=shape.dtype, device=device)
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in storage]
 
 
