@@ -2,11 +2,12 @@
 
     python benchmarks/gateway.py [--streams 1 64 256] [--processes 1] [--seconds 4] [--json results.json]
 
-Starts the server pinned to core 0 (each further process to the next core), a load client on the last core, and prints
-one line per number of concurrent streams, each the median of `--repeats` measurements, then everything as one line of
-JSON. Every stream is one request on a kept-alive connection: one short message, 200 tokens, a server-sent event each.
-The client only counts occurrences of `data: `, so that it costs a fraction of what it measures; its own share of a core
-is printed, and above 90 % the figures are the client's, not the server's.
+Runs `headrace serve --engine echo` on the first cores, one for each gateway process, a load client on the last core.
+Prints a line for each number of concurrent streams, the median of `--repeats` measurements, and at the end everything
+as one line of JSON. A stream is one request on a kept-alive connection: one short message, 200 tokens, a server-sent
+event and a write for each. The client only counts occurrences of `data: ` and never sleeps, so that the server does not
+pay for waking it. `per CPU s` is what the server carries in a second of its own CPU time: the figure to compare when
+others use the same cores.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -38,30 +39,50 @@ END = b"0\r\n\r\n"
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def serve(fd: int) -> None:
-    """Serve the echo engine on an inherited listening socket, as `headrace serve` does with each of its processes."""
-    import gc
+@contextmanager
+def serving(num_processes: int, cores: set[int]) -> Iterator[tuple[int, list[int]]]:
+    """The port and the process ids of a server that is ready."""
+    port = free_port()
+    command = [sys.executable, "-m", "gateway", "serve", "--engine", "echo", "--port", str(port)]
+    command += ["--gateway-workers", str(num_processes)]
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # inherited by what is started now
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.sched_setaffinity(0, everywhere)
+    try:
+        wait_until_ready(server, port)
+        children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+        yield port, [server.pid, *map(int, children)]
+    finally:
+        server.terminate()
+        server.wait()
 
-    import uvicorn
 
-    from config.engines import EchoSettings
-    from engines.echo import EchoEngine
-    from gateway.app import create_app
-
-    app = create_app([EchoEngine(EchoSettings())])
-    gc.freeze()
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning", ws="none")
-    # Not `fd=`: uvicorn takes that for a Unix socket, and small writes would then wait for the client's delayed ACK.
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
-def start_server(listener: socket.socket, core: int) -> subprocess.Popen[bytes]:
-    # -P: this file's folder must not come first on the path, or this file would be the package `gateway`
-    command = [sys.executable, "-P", __file__, "--serve-fd", str(listener.fileno())]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, pass_fds=(listener.fileno(),), env=environment)
-    os.sched_setaffinity(process.pid, {core})
-    return process
+def wait_until_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
+                probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                if probe.recv(1024).startswith(b"HTTP/1.1 200"):
+                    return
+        except OSError:
+            time.sleep(0.05)
+    raise SystemExit("the server did not become ready")
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time of these processes so far."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime, stime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # --- the client -------------------------------------------------------------------------------------------------------
@@ -115,39 +136,34 @@ def chat_request(port: int) -> bytes:
     return head.encode() + body
 
 
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """CPU time of the server's processes so far: what a chunk costs even when others use the same cores."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime, stime
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 async def measure(port: int, pids: Sequence[int], num_streams: int, seconds: float) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     request = chat_request(port)
     connections = [await loop.create_connection(lambda: Stream(request), "127.0.0.1", port) for _ in range(num_streams)]
     streams = [stream for _, stream in connections]
+    awake = loop.create_task(stay_awake())
     await asyncio.sleep(WARM_UP_S)
-    before = _totals(streams)
-    started, cpu_started, server_started = time.perf_counter(), time.process_time(), cpu_seconds(pids)
+    before, started, cpu_started = _totals(streams), time.perf_counter(), cpu_seconds(pids)
     await asyncio.sleep(seconds)
-    elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-    server_cpu = cpu_seconds(pids) - server_started
-    after = _totals(streams)
+    after, elapsed, cpu = _totals(streams), time.perf_counter() - started, cpu_seconds(pids) - cpu_started
+    awake.cancel()
     assert not any(stream.lost for stream in streams), "the server closed a connection"
     for transport, _ in connections:
         transport.abort()
     chunks, num_bytes, answers, reads = (b - a for a, b in zip(before, after, strict=True))
+    assert answers > 0 or chunks > 0, "nothing was answered"
     return {
         "chunks_per_s": chunks / elapsed,
-        "chunks_per_cpu_s": chunks / max(server_cpu, 1e-9),
-        "bytes_per_chunk": num_bytes / max(chunks, 1),
+        "chunks_per_cpu_s": chunks / max(cpu, 0.01),  # the clock ticks every 10 ms
+        "bytes_per_chunk": num_bytes / chunks,
         "requests_per_s": answers / elapsed,
-        "chunks_per_read": chunks / max(reads, 1),
-        "client_core_share": cpu / elapsed,
+        "chunks_per_read": chunks / reads,
     }
+
+
+async def stay_awake() -> None:
+    while True:  # noqa: ASYNC110 - not to wait is the point
+        await asyncio.sleep(0)
 
 
 def _totals(streams: list[Stream]) -> tuple[int, int, int, int]:
@@ -163,19 +179,14 @@ def _totals(streams: list[Stream]) -> tuple[int, int, int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description="Streamed chunks a second of the gateway alone, on the echo engine.")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="gateway processes on one socket")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the JSON here")
-    parser.add_argument("--serve-fd", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve_fd is not None:
-        serve(options.serve_fd)
-        return
-    results = run(options.processes, options.streams, options.seconds, options.repeats)
-    line = json.dumps(results)
+    line = json.dumps(run(options.processes, options.streams, options.seconds, options.repeats))
     print(line)
     if options.json:
         options.json.write_text(line + "\n")
@@ -183,27 +194,19 @@ def main() -> None:
 
 def run(num_processes: int, stream_counts: list[int], seconds: float, repeats: int) -> dict[str, object]:
     cores = sorted(os.sched_getaffinity(0))
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
-        port: int = listener.getsockname()[1]
-        servers = [start_server(listener, cores[index % len(cores)]) for index in range(num_processes)]
-        for process in servers:
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
+    rows: list[dict[str, float]] = []
+    with serving(num_processes, set(cores[:num_processes])) as (port, pids):
         os.sched_setaffinity(0, {cores[-1]})
-        wait_until_ready(port)
-        pids = [process.pid for process in servers]
-        print(" streams   chunks/s      min      max  per CPU s  bytes per read  client core")
-        rows: list[dict[str, float]] = []
+        print(" streams   chunks/s      min      max  per CPU s  bytes per read")
         for count in stream_counts:
             runs = [uvloop.run(measure(port, pids, count, seconds)) for _ in range(repeats)]
-            rates = [r["chunks_per_s"] for r in runs]
-            row = {"streams": count, **{key: round(statistics.median(r[key] for r in runs), 3) for key in runs[0]}}
-            rows.append(row)
+            rates = [result["chunks_per_s"] for result in runs]
+            medians = {key: round(statistics.median(result[key] for result in runs), 3) for key in runs[0]}
+            rows.append({"streams": count, **medians})
             print(
-                f"{count:>8} {row['chunks_per_s']:>10,.0f} {min(rates):>8,.0f} {max(rates):>8,.0f} "
-                f"{row['chunks_per_cpu_s']:>10,.0f} "
-                f"{row['bytes_per_chunk']:>6.0f} {row['chunks_per_read']:>8.2f} {row['client_core_share']:>12.0%}"
+                f"{count:>8} {medians['chunks_per_s']:>10,.0f} {min(rates):>8,.0f} {max(rates):>8,.0f} "
+                f"{medians['chunks_per_cpu_s']:>10,.0f} {medians['bytes_per_chunk']:>6.0f} "
+                f"{medians['chunks_per_read']:>8.2f}"
             )
     return {
         "benchmark": "gateway",
@@ -217,21 +220,6 @@ def run(num_processes: int, stream_counts: list[int], seconds: float, repeats: i
         "python": platform.python_version(),
         "rows": rows,
     }
-
-
-def wait_until_ready(port: int, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
-                probe.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-                if probe.recv(1024).startswith(b"HTTP/1.1 200"):
-                    return
-        except OSError:
-            pass
-        if time.monotonic() > deadline:
-            raise SystemExit("the server did not become ready")
-        time.sleep(0.05)
 
 
 def cpu_name() -> str:

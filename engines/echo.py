@@ -46,7 +46,6 @@ from engines.errors import EngineUnavailable, InvalidRequest, PromptTooLong, Uns
 
 _TOKEN = re.compile(r" [!-~]{1,3}|[!-~]{1,4}|.", re.DOTALL)
 _MAX_TOKEN_CHARS = 4
-_MAX_SPLIT_CHARS = 1_000_000  # a longer prompt that cannot fit is refused without being split
 _FIRST_RUN_ID = 0x110000  # one past the last code point
 _SURROGATES = range(0xD800, 0xE000)
 
@@ -109,23 +108,22 @@ class EchoEngine:
         steps = _write_answer(prompt, request)
         delay_s = self._settings.token_delay_s
         self._running += 1
-        self._prompt_tokens += len(prompt.token_ids)
+        self._prompt_tokens += len(prompt.tokens)
         generated = 0
         try:
-            details = PromptDetails(text=prompt.text, token_ids=prompt.token_ids) if request.echo else None
-            yield Started(prompt_tokens=len(prompt.token_ids), prompt=details)
+            yield Started(prompt_tokens=len(prompt.tokens), prompt=_details(prompt.tokens) if request.echo else None)
             for step in steps:
                 await asyncio.sleep(delay_s * step[0].num_tokens)
                 for delta in step:
                     yield delta
                     generated += delta.num_tokens
-            yield Done(Usage(prompt_tokens=len(prompt.token_ids), completion_tokens=generated))
+            yield Done(Usage(prompt_tokens=len(prompt.tokens), completion_tokens=generated))
         finally:
             self._running -= 1
             self._generated_tokens += generated
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
-        tokens = split_tokens(_render(prompt))
+        tokens = _tokens_of(prompt)
         return Tokenized(
             token_ids=tuple(map(token_id, tokens)),
             max_model_len=self._settings.max_model_len,
@@ -152,8 +150,7 @@ class EchoEngine:
 
 @dataclass(frozen=True, slots=True)
 class _ReadPrompt:
-    text: str
-    token_ids: tuple[int, ...]
+    tokens: Sequence[str]
     answer: str  # what will be said back
     room: int  # tokens that the context still holds
 
@@ -163,38 +160,38 @@ def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
     if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
         field = "logprobs" if sampling.logprobs is not None else "prompt_logprobs"
         raise UnsupportedByEngine(f"The echo engine has no distribution, so it cannot honour '{field}'.", field=field)
-    field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
-    wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
-    too_long = (
-        f"This model's context holds {max_model_len} tokens, but the prompt has %s and the answer asks for {wanted}."
-    )
-    text = _render(request.prompt)
-    if request.truncate_prompt_tokens is None and len(text) > max(max_model_len * _MAX_TOKEN_CHARS, _MAX_SPLIT_CHARS):
-        raise PromptTooLong(
-            too_long % f"at least {-(-len(text) // _MAX_TOKEN_CHARS)}", field=field
-        )  # not worth splitting
-    tokens = split_tokens(text)
+    tokens = _tokens_of(request.prompt)
     if request.truncate_prompt_tokens is not None:
         tokens = tokens[max(len(tokens) - request.truncate_prompt_tokens, 0) :]
-        text = "".join(tokens)
     room = max_model_len - len(tokens)
+    wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
     if room < wanted:
-        raise PromptTooLong(too_long % len(tokens), field=field)
-    answer = _last_user_text(request.prompt) if isinstance(request.prompt, ChatPrompt) else text
-    return _ReadPrompt(text, tuple(map(token_id, tokens)), answer, room)
+        raise PromptTooLong(
+            f"This model's context holds {max_model_len} tokens, but the prompt has {len(tokens)} and the answer asks "
+            f"for {wanted}.",
+            field="messages" if isinstance(request.prompt, ChatPrompt) else "prompt",
+        )
+    answer = _last_user_text(request.prompt) if isinstance(request.prompt, ChatPrompt) else "".join(tokens)
+    return _ReadPrompt(tokens, answer, room)
 
 
-def _render(prompt: Prompt) -> str:
-    match prompt:
-        case TextPrompt():
-            return prompt.text
-        case TokensPrompt():
-            return "".join(map(token_text, prompt.token_ids))
-        case ChatPrompt():
-            turns = [f"{message['role']}: {_content_text(message.get('content'))}" for message in prompt.messages]
-            if prompt.add_generation_prompt and not prompt.continue_final_message:
-                turns.append("assistant:")
-            return "\n".join(turns)
+def _details(tokens: Sequence[str]) -> PromptDetails:
+    return PromptDetails(text="".join(tokens), token_ids=tuple(map(token_id, tokens)))
+
+
+def _tokens_of(prompt: Prompt) -> list[str]:
+    if isinstance(prompt, TokensPrompt):
+        return [token_text(token_id) for token_id in prompt.token_ids]
+    return split_tokens(_render(prompt))
+
+
+def _render(prompt: TextPrompt | ChatPrompt) -> str:
+    if isinstance(prompt, TextPrompt):
+        return prompt.text
+    turns = [f"{message['role']}: {_content_text(message.get('content'))}" for message in prompt.messages]
+    if prompt.add_generation_prompt and not prompt.continue_final_message:
+        turns.append("assistant:")
+    return "\n".join(turns)
 
 
 def _last_user_text(prompt: ChatPrompt) -> str:

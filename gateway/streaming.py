@@ -96,13 +96,14 @@ async def _collect(engine: Engine, request: GenerationRequest, record: RequestRe
 class _Relay:
     """Frames on their way from the pumps to the writer, in order of arrival, and how the pumps fared."""
 
-    __slots__ = ("_frames", "_loop", "_num_bytes", "_num_pumps", "_room", "error", "news")
+    __slots__ = ("_frames", "_full", "_loop", "_num_bytes", "_num_pumps", "_room", "error", "news")
 
     def __init__(self, num_pumps: int) -> None:
         self.error: HeadraceError | None = None  # the first one; it ends the stream
         self._frames: list[bytes] = []
         self._num_pumps = num_pumps
         self._num_bytes = 0
+        self._full = False
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self.news = self._loop.create_future()  # for the writer to await before every `take`
@@ -120,6 +121,7 @@ class _Relay:
         return self._num_bytes < MAX_RELAYED_BYTES
 
     async def room(self) -> None:
+        self._full = True
         self._room.clear()
         await self._room.wait()
 
@@ -133,7 +135,9 @@ class _Relay:
         taken = b"".join(self._frames)
         self._frames.clear()
         self._num_bytes = 0
-        self._room.set()
+        if self._full:
+            self._full = False
+            self._room.set()
         self.news = self._loop.create_future()
         return taken
 

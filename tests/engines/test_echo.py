@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.engines import EchoSettings
-from engines.api import ChatPrompt, Done, Finish, GenerationRequest, SamplingParams, TextDelta, TextPrompt, TokensPrompt
+from engines.api import (
+    ChatPrompt,
+    Done,
+    Finish,
+    GenerationRequest,
+    PromptDetails,
+    SamplingParams,
+    Started,
+    TextDelta,
+    TextPrompt,
+    TokensPrompt,
+)
 from engines.echo import EchoEngine, split_tokens, token_id, token_text
 from engines.errors import InvalidRequest, PromptTooLong, UnsupportedByEngine
 
@@ -87,6 +98,17 @@ async def test_chat_without_user_is_answered_with_its_last_message():
 async def test_prompt_is_said_once_and_stops():
     assert await said(TextPrompt(WORDS)) == (WORDS, 7, Finish("stop"))
     assert await said(TokensPrompt((72, 105))) == ("Hi", 1, Finish("stop"))
+
+
+async def test_token_ids_are_counted_as_they_are():
+    engine = EchoEngine(EchoSettings())
+    await engine.start()
+    request = GenerationRequest(request_id="r", model="echo", prompt=TokensPrompt((72, 105)), echo=True)
+    first, *_, last = [event async for event in engine.generate(request)]
+    assert isinstance(first, Started)
+    assert isinstance(last, Done)
+    assert (first.prompt_tokens, last.usage.prompt_tokens) == (2, 2)
+    assert first.prompt == PromptDetails(text="Hi", token_ids=(72, 105))
 
 
 async def test_prompt_is_repeated_to_the_number_of_tokens_that_were_asked_for():
