@@ -76,6 +76,7 @@ class NativeSettings(EngineSection):
     inter_token_target_ms: float | None = Field(
         default=None,
         ge=0,
+        examples=[80.0],
         description="Milliseconds that a step with running decodes may take: prompts are cut to fit. 0: no target. "
         "Default: 80 on GPU, 0 on CPU.",
     )

@@ -140,7 +140,7 @@ class NativeEngine:
         token_ids = await self._encode(request.prompt)
         if request.truncate_prompt_tokens is not None:
             token_ids = token_ids[-request.truncate_prompt_tokens :]
-        check_prompt(token_ids, ready)
+        check_prompt(token_ids, ready, "messages" if isinstance(request.prompt, ChatPrompt) else "prompt")
         params = token_params(request, len(token_ids), ready=ready, tokenizer=self._tokenizer, defaults=self._defaults)
         answer = Answer(request, token_ids, self._tokenizer)
         seq_ids = [self._client.new_seq_id() for _ in params]

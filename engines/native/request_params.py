@@ -21,17 +21,20 @@ _MAX_SEED = 2**63 - 1
 _Number = TypeVar("_Number", int, float)
 
 
-def check_prompt(token_ids: Sequence[int], ready: Ready) -> None:
-    """Raises InvalidRequest for a prompt that no model call could take, PromptTooLong for one that leaves no room."""
+def check_prompt(token_ids: Sequence[int], ready: Ready, field: str) -> None:
+    """Raises InvalidRequest for a prompt that no model call could take, PromptTooLong for one that leaves no room.
+
+    `field` is where the client wrote it.
+    """
     if not token_ids:
-        raise InvalidRequest("prompt: it must have at least one token.", field="prompt")
+        raise InvalidRequest(f"{field}: it must have at least one token.", field=field)
     if max(token_ids) >= ready.vocab_size or min(token_ids) < 0:
-        raise InvalidRequest(f"prompt: token ids must be in [0, {ready.vocab_size}).", field="prompt")
+        raise InvalidRequest(f"{field}: token ids must be in [0, {ready.vocab_size}).", field=field)
     if len(token_ids) >= ready.max_model_len:
         raise PromptTooLong(
             f"The prompt has {len(token_ids)} tokens; the model's context length is {ready.max_model_len} tokens, "
             "prompt and output together.",
-            field="prompt",
+            field=field,
         )
 
 
