@@ -36,7 +36,8 @@ def serving(app: Starlette, model: str) -> Iterator[Live]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            wait_until(lambda: server.started or not thread.is_alive())
+            # The first native engine on a machine compiles its CPU kernels, half a minute on two slow cores.
+            wait_until(lambda: server.started or not thread.is_alive(), timeout_s=180)
             assert server.started, "the application did not start"
             yield Live("http://{}:{}".format(*listener.getsockname()), model)
         finally:
