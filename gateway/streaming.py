@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from typing import NamedTuple
 
 from starlette.types import Message, Receive, Send
 
@@ -42,7 +43,7 @@ class ClientLeft(Exception):
 
 async def answer_whole(exchange: Exchange, engine: Engine, record: RequestRecord, receive: Receive) -> bytes:
     """The body of the whole answer. Raises the first HeadraceError of any request, or ClientLeft."""
-    async with _while_connected(receive) as tasks:
+    async with _while_connected(receive) as (tasks, _):
         collecting = [tasks.create_task(_collect(engine, request, record)) for request in exchange.requests]
         collected = [await task for task in collecting]
     return exchange.response(collected)
@@ -53,18 +54,23 @@ async def answer_stream(
 ) -> None:
     """Sends the stream. Raises HeadraceError only before anything was sent, or ClientLeft."""
     relay = _Relay(len(exchange.requests))
-    async with _while_connected(receive) as tasks:
+    async with _while_connected(receive) as (tasks, watcher):
         pumps = [tasks.create_task(_pump(exchange, i, engine, relay, record)) for i in range(len(exchange.requests))]
         # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
-        writer = tasks.create_task(_write(exchange, relay, record, send))
+        writer = tasks.create_task(_write(exchange, relay, record, watcher, send))
         await asyncio.wait([writer])
         if relay.error is not None:
             for pump in pumps:
                 pump.cancel()
 
 
+class _Connected(NamedTuple):
+    tasks: asyncio.TaskGroup
+    watcher: asyncio.Task[None]
+
+
 @asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncGenerator[asyncio.TaskGroup, None]:
+async def _while_connected(receive: Receive) -> AsyncGenerator[_Connected, None]:
     """Tasks that are cancelled, together with the body, when the client leaves: then ClientLeft is raised.
 
     The first exception of any task is raised as it is, after all others have ended.
@@ -72,7 +78,7 @@ async def _while_connected(receive: Receive) -> AsyncGenerator[asyncio.TaskGroup
     try:
         async with asyncio.TaskGroup() as tasks:
             watcher = tasks.create_task(_watch(receive))
-            yield tasks
+            yield _Connected(tasks, watcher)
             watcher.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
@@ -145,6 +151,7 @@ class _Relay:
 async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, record: RequestRecord) -> None:
     """Never raises but when cancelled: the writer says what went wrong, after the frames before it."""
     done = False
+    failure: HeadraceError = GenerationFailed("The engine stopped before the answer was complete.")
     try:
         async with aclosing(engine.generate(exchange.requests[index])) as events:
             async for event in events:
@@ -156,14 +163,16 @@ async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, r
                     return
                 if not has_room:
                     await relay.room()
-        relay.end(GenerationFailed("The engine stopped before the answer was complete."))
     except Exception as error:
         failure = client_error(error, record.id)
+    finally:
         if not done:
             relay.end(failure)
 
 
-async def _write(exchange: Exchange, relay: _Relay, record: RequestRecord, send: Send) -> None:
+async def _write(
+    exchange: Exchange, relay: _Relay, record: RequestRecord, watcher: asyncio.Task[None], send: Send
+) -> None:
     await relay.news
     if relay.error is not None:
         raise relay.error  # nothing was sent, so it is an ordinary answer even if another prompt was accepted
@@ -175,6 +184,8 @@ async def _write(exchange: Exchange, relay: _Relay, record: RequestRecord, send:
             body, last = body + exchange.stream_error(relay.error, status_of(relay.error)), True
         elif relay.finished:
             body, last = body + exchange.end(), True
+        if last:
+            watcher.cancel()  # servers say "disconnect" after a complete answer, too
         if body or last:
             await send({"type": "http.response.body", "body": body, "more_body": not last})
         if last:

@@ -81,7 +81,7 @@ class Call:
 
     @property
     def complete(self) -> bool:
-        return bool(self.sent) and not self.sent[-1].get("more_body", False)
+        return len(self.sent) > 1 and not self.sent[-1].get("more_body", False)
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -106,6 +106,8 @@ class Call:
         await self.open_gate.wait()
         if not self._gone.is_set():
             self.sent.append(message)
+        if self.complete:
+            self._gone.set()  # as servers do: after the answer there is nothing more to receive
 
 
 def post(app: Any, path: str, fields: Any, headers: Mapping[str, str] | None = None) -> Call:

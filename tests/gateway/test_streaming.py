@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from engines.api import GenerationEvent, GenerationRequest
 from engines.errors import (
     EngineUnavailable,
     GenerationFailed,
@@ -36,6 +37,10 @@ async def no_task_outlives_its_request() -> AsyncGenerator[None, None]:
     yield
     await turn()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def cancelled() -> None:
+    raise asyncio.CancelledError
 
 
 def contents(events: list[dict[str, object]]) -> str:
@@ -139,6 +144,31 @@ async def test_slow_client_holds_the_engine_back_and_misses_nothing():
     assert contents(call.events()) == piece * num_pieces
 
 
+async def test_engine_cleans_up_in_peace_after_a_complete_answer():
+    class Tidy(ScriptedEngine):
+        is_tidy = False
+
+        async def generate(self, _: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+            try:
+                for event in (STARTED, last("Hello"), DONE):
+                    yield event
+            finally:
+                await turn()
+                self.is_tidy = True
+
+    engine = Tidy()
+    call = chat(app_of(engine))
+    task = call.start()
+    for _ in range(20):
+        if call.complete:
+            break
+        await asyncio.sleep(0)
+    assert call.complete
+    assert not engine.is_tidy  # the client did not wait for it
+    await task
+    assert engine.is_tidy
+
+
 # --- errors after the first event -------------------------------------------------------------------------------------
 
 
@@ -155,6 +185,11 @@ async def test_error_after_the_first_event_travels_in_band(error: Exception, sta
     assert call.complete
     assert "secret" not in call.body.decode()
     assert engine.num_open == 0
+
+
+async def test_engine_cancelled_from_within_is_a_failed_generation():
+    call = await chat(app_of(ScriptedEngine((STARTED, turn, text("Hel"), cancelled)))).run()
+    assert "before the answer was complete" in call.events()[-2]["error"]["message"]
 
 
 @STREAMED
