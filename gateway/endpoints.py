@@ -48,6 +48,7 @@ class Generate:
                 return
             response = Response(await answer_whole(exchange, served.engine, record, receive), media_type=JSON)
         except ClientLeft:
+            record.error = "The client left."
             return
         except Exception as error:
             if record.status:  # answer_stream says whatever it can in-band, so this is a bug past that

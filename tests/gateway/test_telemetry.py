@@ -97,7 +97,8 @@ async def test_client_that_left_is_recorded_as_499(access_log: pytest.LogCapture
     await turn()
     call.leave()
     await task
-    assert access_lines(access_log)[0]["status"] == 499
+    (line,) = access_lines(access_log)
+    assert (line["status"], line["error"]) == (499, "The client left.")
     assert call.sent == []
 
 
