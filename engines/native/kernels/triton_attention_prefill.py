@@ -9,17 +9,22 @@ tiles an upper bound known on the host; which sequence a tile belongs to is foun
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
 # pyright: reportIndexIssue=false
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from engines.native.kernels.triton_attention_tiles import LOG2_E, TileConfig, attend_tiles
-from engines.native.kernels.triton_launch import can_launch_early, release_successor, wait_for_predecessor
+from engines.native.kernels.triton_kernel import kernel
+from engines.native.kernels.triton_launch import (
+    can_launch_early,
+    next_power_of_2,
+    release_successor,
+    wait_for_predecessor,
+)
 
 PREFILL_CONFIG = TileConfig(query_rows=128, key_rows=64, num_warps=8, num_stages=3)
 
 
-@triton.jit
+@kernel(varying=["block_tables", "seq_lens", "query_start_loc", "num_seqs", "sliding_window", "table_stride"])
 def _prefill_kernel(
     query_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
     key_cache,
@@ -144,11 +149,12 @@ def prefill_attention(
     """
     num_seqs, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
     group = query.shape[1] // num_kv_heads
-    group_rows = triton.next_power_of_2(group)
+    group_rows = next_power_of_2(group)
     query_rows = max(config.query_rows, group_rows)
     num_tiles = num_query_tokens // (query_rows // group_rows) + num_seqs
     pdl = can_launch_early(query, pdl)
-    _prefill_kernel[(num_kv_heads, num_tiles)](
+    _prefill_kernel(
+        (num_kv_heads, num_tiles),
         query,
         key_cache,
         value_cache,
@@ -166,12 +172,11 @@ def prefill_attention(
         GROUP=group,
         GROUP_ROWS=group_rows,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=next_power_of_2(head_dim),
         BLOCK_M=query_rows,
         TILE=config.key_rows,
         NUM_STAGES=config.num_stages,
-        PDL=pdl,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        launch_pdl=pdl,
+        pdl=pdl,
     )

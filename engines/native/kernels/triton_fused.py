@@ -15,10 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engines.native.kernels.triton_launch import can_launch_early, release_successor, wait_for_predecessor
+from engines.native.kernels.triton_kernel import kernel
+from engines.native.kernels.triton_launch import (
+    can_launch_early,
+    div_ceil,
+    next_power_of_2,
+    release_successor,
+    wait_for_predecessor,
+)
 
 
-@triton.jit
+@kernel()
 def _rms_norm_kernel(
     x_ptr,  # [num_tokens, HIDDEN], row stride x_stride
     residual_ptr,  # [num_tokens, HIDDEN] contiguous, unused without HAS_RESIDUAL
@@ -49,7 +56,7 @@ def _rms_norm_kernel(
     tl.store(out_ptr + row * HIDDEN + columns, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel()
 def _silu_and_mul_kernel(
     gate_up_ptr,  # [num_tokens, 2 * INTERMEDIATE], row stride gate_up_stride
     out_ptr,  # [num_tokens, INTERMEDIATE] contiguous
@@ -89,7 +96,7 @@ def _store_heads(part, columns, mask, row, heads, q_out_ptr, key_slot, value_slo
     tl.store(value_slot + v_offsets, part, mask=mask & is_value[:, None])
 
 
-@triton.jit
+@kernel(varying=["positions_ptr", "slot_mapping"])
 def _rope_and_cache_kernel(
     qkv_ptr,  # [num_tokens, (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM], row stride qkv_stride
     positions_ptr,  # [num_tokens] int64
@@ -186,10 +193,11 @@ def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, pdl: b
     num_tokens, hidden = x.shape
     out = torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
     new_residual = out if residual is None else torch.empty_like(out)
-    block = triton.next_power_of_2(hidden)
+    block = next_power_of_2(hidden)
     pdl = can_launch_early(x, pdl)
     if num_tokens:
-        _rms_norm_kernel[(num_tokens,)](
+        _rms_norm_kernel(
+            (num_tokens,),
             x,
             x if residual is None else residual,
             weight,
@@ -200,9 +208,8 @@ def _norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, pdl: b
             HIDDEN=hidden,
             BLOCK=block,
             HAS_RESIDUAL=residual is not None,
-            PDL=pdl,
             num_warps=min(16, max(1, block // 512)),
-            launch_pdl=pdl,
+            pdl=pdl,
         )
     return out, new_residual
 
@@ -211,18 +218,18 @@ def silu_and_mul(gate_up: Tensor, *, pdl: bool = False) -> Tensor:
     """silu(first half) * second half of the columns: gate_up [num_tokens, 2 * intermediate] -> [.., intermediate]."""
     num_tokens, intermediate = gate_up.shape[0], gate_up.shape[1] // 2
     out = torch.empty((num_tokens, intermediate), dtype=gate_up.dtype, device=gate_up.device)
-    block = min(1024, triton.next_power_of_2(intermediate))
+    block = min(1024, next_power_of_2(intermediate))
     pdl = can_launch_early(gate_up, pdl)
     if num_tokens:
-        _silu_and_mul_kernel[(num_tokens, triton.cdiv(intermediate, block))](
+        _silu_and_mul_kernel(
+            (num_tokens, div_ceil(intermediate, block)),
             gate_up,
             out,
             gate_up.stride(0),
             INTERMEDIATE=intermediate,
             BLOCK=block,
-            PDL=pdl,
             num_warps=4,
-            launch_pdl=pdl,
+            pdl=pdl,
         )
     return out
 
@@ -254,10 +261,11 @@ def rope_and_cache(
     qk_norm = q_norm_weight is not None
     q_out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     all_heads = num_heads + 2 * num_kv_heads
-    heads = min(8, triton.next_power_of_2(all_heads))
+    heads = min(8, next_power_of_2(all_heads))
     pdl = can_launch_early(qkv, pdl)
     if num_tokens:
-        _rope_and_cache_kernel[(num_tokens, triton.cdiv(all_heads, heads))](
+        _rope_and_cache_kernel(
+            (num_tokens, div_ceil(all_heads, heads)),
             qkv,
             positions,
             cos_sin,
@@ -274,13 +282,12 @@ def rope_and_cache(
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
             HALF=half,
-            BLOCK_HALF=triton.next_power_of_2(half),
+            BLOCK_HALF=next_power_of_2(half),
             REST=rest,
-            BLOCK_REST=triton.next_power_of_2(max(rest, 1)),
+            BLOCK_REST=next_power_of_2(max(rest, 1)),
             HEADS=heads,
             QK_NORM=qk_norm,
-            PDL=pdl,
             num_warps=2,
-            launch_pdl=pdl,
+            pdl=pdl,
         )
     return q_out

@@ -23,6 +23,16 @@ from torch import Tensor
 ARRIVAL_COUNTERS = 1 << 16
 
 
+def div_ceil(dividend: int, divisor: int) -> int:
+    """triton.cdiv, whose own costs 2 us, since it also serves inside kernels."""
+    return -(-dividend // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of 2 that is not below number > 0; triton's own costs 2 us."""
+    return 1 << (number - 1).bit_length()
+
+
 @triton.jit
 def wait_for_predecessor(PDL: tl.constexpr):
     if PDL:
@@ -59,6 +69,18 @@ def prefetch_rows_to_l2(pointer, num_rows, row_stride, row_bytes):
         is_pure=False,
         pack=1,
     )
+
+
+@triton.jit
+def prefetch_weights(weight_ptr, first_row, num_rows, first_k, K, BLOCK_N: tl.constexpr, PREFETCH_K: tl.constexpr):
+    """The head of a block's share of a weight [num_rows, K] into L2: BLOCK_N rows, PREFETCH_K columns from first_k on.
+
+    Weights depend on no kernel, so this may stand before the wait.
+    """
+    start = weight_ptr + first_row.to(tl.int64) * K + first_k
+    row_bytes = tl.minimum(PREFETCH_K, K - first_k) * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    row_stride = K * (weight_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    prefetch_rows_to_l2(start, tl.minimum(BLOCK_N, num_rows - first_row), row_stride, row_bytes // 16 * 16)
 
 
 @functools.lru_cache(maxsize=16)
