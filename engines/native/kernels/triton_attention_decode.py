@@ -18,28 +18,31 @@ import triton.language as tl
 from torch import Tensor
 
 from engines.native.kernels.triton_attention_tiles import LOG2_E, TileConfig, attend_tiles
+from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
     ARRIVAL_COUNTERS,
     arrival_counters,
     can_launch_early,
+    div_ceil,
+    next_power_of_2,
     release_successor,
     wait_for_predecessor,
 )
 
 DECODE_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=3)
-# Blocks that keep the memory of 132 multiprocessors busy, counted over sequences, KV heads and splits.
-DECODE_BLOCKS_WANTED = 1024
-MAX_SPLITS = 64
+# Sequences, KV heads and splits together: what 132 multiprocessors hold at once, three blocks each.
+DECODE_BLOCKS = 396
+_MERGE_SPLITS = tl.constexpr(8)
+MAX_SPLITS = 16  # more cost more in the merge than they gain, even for one sequence of 16,000 tokens
 
 
-@triton.jit
+@kernel(varying=["block_tables", "seq_lens", "sliding_window", "table_stride", "split_tokens"])
 def _decode_kernel(
     query_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
     key_cache,
     value_cache,
     out_ptr,  # like query
-    partial_out,  # [num_decodes, num_kv_heads, num_splits, GROUP_ROWS, HEAD_DIM] float32
-    partial_lse,  # [num_decodes, num_kv_heads, num_splits, GROUP_ROWS] float32, base 2
+    partial_ptr,  # [num_decodes, num_kv_heads, 2: output and its log2 of sum, num_splits, GROUP_ROWS, BLOCK_D] float32
     arrived,  # [num_decodes * num_kv_heads] int32 zeros, left at zero
     block_tables,
     seq_lens,
@@ -57,7 +60,6 @@ def _decode_kernel(
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
-    MERGE_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     kv_head, split, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -119,14 +121,13 @@ def _decode_kernel(
         return
 
     pair = seq * num_kv_heads + kv_head
-    partial_row = (pair.to(tl.int64) * num_splits + split) * GROUP_ROWS + rows
-    stored = rows < GROUP_ROWS
-    tl.store(partial_lse + partial_row, row_max + tl.log2(row_sum), mask=stored)
-    tl.store(
-        partial_out + partial_row[:, None] * HEAD_DIM + dims[None, :],
-        acc,
-        mask=stored[:, None] & (dims < HEAD_DIM)[None, :],
-    )
+    partial_out = partial_ptr + pair.to(tl.int64) * (2 * num_splits * GROUP_ROWS * BLOCK_D)
+    partial_lse = partial_out + num_splits * GROUP_ROWS * BLOCK_D
+    partial = (split * GROUP_ROWS + rows[:, None]) * BLOCK_D + dims[None, :]
+    stored = (rows < GROUP_ROWS)[:, None]
+    lse = row_max + tl.log2(row_sum)
+    tl.store(partial_out + partial, acc, mask=stored)
+    tl.store(partial_lse + partial, tl.zeros_like(acc) + lse[:, None], mask=stored)
     # The last block of this (sequence, head) to arrive merges all splits, in their order: the sum does not depend
     # on who comes last. The barrier puts every thread's stores before thread 0's release.
     tl.debug_barrier()
@@ -134,66 +135,60 @@ def _decode_kernel(
         return
     tl.store(arrived + pair, 0)
     _merge_splits(
-        partial_out + pair.to(tl.int64) * num_splits * GROUP_ROWS * HEAD_DIM,
-        partial_lse + pair.to(tl.int64) * num_splits * GROUP_ROWS,
+        partial_out,
+        partial_lse,
         out_ptr + seq.to(tl.int64) * query_stride + kv_head * GROUP * HEAD_DIM,
         active_splits,
         GROUP,
         GROUP_ROWS,
         HEAD_DIM,
         BLOCK_D,
-        MERGE_SPLITS,
     )
 
 
 @triton.jit
 def _merge_splits(
-    partial_out,
-    partial_lse,
+    partial_out,  # [num_splits, GROUP_ROWS * BLOCK_D] float32
+    partial_lse,  # the same, a head's value repeated for its dimensions
     out,
     active_splits,
     GROUP: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    MERGE_SPLITS: tl.constexpr,
 ):
-    """Softmax-weighted sum of the splits' outputs, MERGE_SPLITS of them at a time; loads bypass L1 (.cg)."""
-    heads = tl.arange(0, GROUP_ROWS)
-    dims = tl.arange(0, BLOCK_D)
-    chunk = tl.arange(0, MERGE_SPLITS)
-    acc = tl.zeros([GROUP_ROWS, BLOCK_D], tl.float32)
-    total = tl.zeros([GROUP_ROWS], tl.float32)
-    running_max = tl.full([GROUP_ROWS], float("-inf"), tl.float32)
-    for first in range(0, active_splits, MERGE_SPLITS):
-        splits = first + chunk
-        rows = splits[:, None] * GROUP_ROWS + heads[None, :]
-        lse = tl.load(
-            partial_lse + rows, mask=(splits < active_splits)[:, None], other=float("-inf"), cache_modifier=".cg"
-        )
-        partial = tl.load(
-            partial_out + rows[:, :, None] * HEAD_DIM + dims[None, None, :],
-            mask=(splits < active_splits)[:, None, None] & (dims < HEAD_DIM)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_max = tl.maximum(running_max, tl.max(lse, axis=0))
-        weights = tl.exp2(lse - new_max[None, :])
-        rescale = tl.exp2(running_max - new_max)
-        total = total * rescale + tl.sum(weights, axis=0)
-        acc = acc * rescale[:, None] + tl.sum(partial * weights[:, :, None], axis=0)
-        running_max = new_max
-    merged = acc / total[:, None]
-    mask = (heads < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    tl.store(out + heads[:, None] * HEAD_DIM + dims[None, :], merged.to(out.dtype.element_ty), mask=mask)
+    """Softmax-weighted sum of the splits' outputs; loads bypass L1 (.cg), where an older launch's values may lie.
+
+    Every thread sums elements of its own, whose exponents it reads beside them: nothing crosses threads, and the loads
+    of MERGE_SPLITS splits are under way together.
+    """
+    elements = tl.arange(0, GROUP_ROWS * BLOCK_D)
+    acc = tl.zeros([GROUP_ROWS * BLOCK_D], tl.float32)
+    total = tl.zeros([GROUP_ROWS * BLOCK_D], tl.float32)
+    running_max = tl.full([GROUP_ROWS * BLOCK_D], float("-inf"), tl.float32)
+    for first in range(0, active_splits, _MERGE_SPLITS):
+        for i in tl.static_range(_MERGE_SPLITS):
+            offsets = (first + i) * (GROUP_ROWS * BLOCK_D) + elements
+            exists = first + i < active_splits
+            lse = tl.load(partial_lse + offsets, mask=exists, other=float("-inf"), cache_modifier=".cg")
+            partial = tl.load(partial_out + offsets, mask=exists, other=0.0, cache_modifier=".cg")
+            new_max = tl.maximum(running_max, lse)
+            weight = tl.exp2(lse - new_max)
+            rescale = tl.exp2(running_max - new_max)
+            acc = acc * rescale + partial * weight
+            total = total * rescale + weight
+            running_max = new_max
+    heads, dims = elements // BLOCK_D, elements % BLOCK_D
+    merged = (acc / total).to(out.dtype.element_ty)
+    tl.store(out + heads * HEAD_DIM + dims, merged, mask=(heads < GROUP) & (dims < HEAD_DIM))
 
 
 def num_decode_splits(num_decodes: int, num_kv_heads: int, max_seq_len: int, split_tokens: int = 0) -> int:
-    """How many pieces a decode's keys are cut into: enough to fill the GPU at small batch, one at large batch."""
+    """How many pieces a decode's keys are cut into: as many as run at once at small batch, one at large batch."""
     if split_tokens:
-        return triton.cdiv(max_seq_len, split_tokens)
-    wanted = triton.cdiv(DECODE_BLOCKS_WANTED, num_decodes * num_kv_heads)
-    return max(1, min(wanted, MAX_SPLITS, triton.cdiv(max_seq_len, DECODE_CONFIG.key_rows)))
+        return div_ceil(max_seq_len, split_tokens)
+    at_once = DECODE_BLOCKS // (num_decodes * num_kv_heads)
+    return max(1, min(at_once, MAX_SPLITS, div_ceil(max_seq_len, DECODE_CONFIG.key_rows)))
 
 
 def decode_attention(
@@ -215,20 +210,20 @@ def decode_attention(
     """One query token a sequence: row i of query and out belongs to seq_lens[i]. Writes out in place."""
     num_decodes, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
     group = query.shape[1] // num_kv_heads
-    group_rows = triton.next_power_of_2(group)
+    group_rows = next_power_of_2(group)
     assert num_decodes * num_kv_heads <= ARRIVAL_COUNTERS
     num_splits = num_splits or num_decode_splits(num_decodes, num_kv_heads, max_seq_len, split_tokens)
-    partial_rows = num_decodes * num_kv_heads * num_splits * group_rows if num_splits > 1 else 1
-    partial_out = torch.empty(partial_rows * head_dim, dtype=torch.float32, device=query.device)
-    partial_lse = torch.empty(partial_rows, dtype=torch.float32, device=query.device)
+    block_d = next_power_of_2(head_dim)
+    partial_size = 2 * num_decodes * num_kv_heads * num_splits * group_rows * block_d if num_splits > 1 else 0
+    partial = torch.empty(partial_size, dtype=torch.float32, device=query.device)
     pdl = can_launch_early(query, pdl)
-    _decode_kernel[(num_kv_heads, num_splits, num_decodes)](
+    _decode_kernel(
+        (num_kv_heads, num_splits, num_decodes),
         query,
         key_cache,
         value_cache,
         out,
-        partial_out,
-        partial_lse,
+        partial,
         arrival_counters(query.device),
         block_tables,
         seq_lens,
@@ -242,13 +237,11 @@ def decode_attention(
         GROUP=group,
         GROUP_ROWS=group_rows,
         HEAD_DIM=head_dim,
-        BLOCK_D=triton.next_power_of_2(head_dim),
+        BLOCK_D=block_d,
         BLOCK_M=max(config.query_rows, group_rows),
         TILE=config.key_rows,
         NUM_STAGES=config.num_stages,
-        MERGE_SPLITS=max(1, 32 // group_rows),
-        PDL=pdl,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
-        launch_pdl=pdl,
+        pdl=pdl,
     )

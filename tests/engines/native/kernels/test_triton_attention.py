@@ -117,8 +117,8 @@ def test_float16(device: torch.device) -> None:
 
 def test_more_splits_than_the_merge_reads_at_once(device: torch.device) -> None:
     batch = ragged_batch([1], [64 * 20 + 5], device, num_heads=8, num_kv_heads=1)
-    assert num_decode_splits(1, 1, batch.metadata.max_seq_len) == 21
-    assert_matches_reference(batch)
+    assert num_decode_splits(1, 1, batch.metadata.max_seq_len, split_tokens=64) == 21
+    assert_matches_reference(batch, split_tokens=64)
     assert not arrival_counters(device).any()
 
 
