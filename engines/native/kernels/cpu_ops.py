@@ -1,15 +1,19 @@
 """The CPU path's `Ops`: numba kernels over packed weights, arithmetic in float32."""
 
+# Plain functions stand in for methods, which pyright takes only from a class that inherits nothing.
+# pyright: reportAssignmentType=false
+
 from __future__ import annotations
 
 from torch import Tensor
 
 from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear
 from engines.native.kernels.cpu_linear import PackedWeight
+from engines.native.kernels.ops import Ops
 
 
-class CPUOps:
-    """Satisfies `Ops`. Activations are float32; a weight keeps the width it was loaded in."""
+class CPUOps(Ops):
+    """Activations are float32; a weight keeps the width it was loaded in."""
 
     linear = staticmethod(cpu_linear.linear)
     rms_norm = staticmethod(cpu_fused.rms_norm)

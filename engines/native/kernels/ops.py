@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from engines.native.layers.attention_metadata import AttentionMetadata
@@ -17,7 +18,11 @@ LinearWeight = Any
 
 
 class Ops(Protocol):
-    """Every operation of a forward pass. x is [num_tokens, hidden] in the activations' dtype."""
+    """Every operation of a forward pass. x is [num_tokens, hidden] in the activations' dtype.
+
+    The operations with a body here are compositions of the others. An implementation inherits them from this class, or
+    has something faster.
+    """
 
     def prepare_linear(self, weight: Tensor) -> LinearWeight:
         """Called once for each loaded weight [N, K]; the result may share its storage or be another layout of it."""
@@ -26,6 +31,10 @@ class Ops(Protocol):
     def linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
         """x [num_tokens, K] times the prepared weight [N, K] transposed, plus bias [N]: [num_tokens, N], x's dtype."""
         ...
+
+    def logits(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """`linear` in float32, whatever x's dtype."""
+        return self.linear(x, weight).to(torch.float32)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
 
@@ -36,6 +45,37 @@ class Ops(Protocol):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """silu(first half) * second half of each row: [num_tokens, 2 * I] to [num_tokens, I]."""
         ...
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What a block of a layer begins with: (linear(rms_norm(x + residual)), x + residual).
+
+        Without a residual, at the first layer, the sum is x.
+        """
+        if residual is None:
+            return self.linear(self.rms_norm(x, norm_weight, eps), weight, bias), x
+        normed, total = self.add_rms_norm(x, residual, norm_weight, eps)
+        return self.linear(normed, weight, bias), total
+
+    def norm_gated_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: LinearWeight,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`norm_linear` with silu_and_mul of the product in its place: weight [2 * I, K] gives [num_tokens, I]."""
+        gate_up, total = self.norm_linear(x, residual, norm_weight, eps, weight, bias)
+        return self.silu_and_mul(gate_up), total
 
     def rope_and_cache(
         self,

@@ -24,6 +24,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight.to(x.dtype), bias)
 
 
+def logits(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` in float32, whatever x's dtype."""
+    return linear(x, weight).float()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of x [..., N] to unit root mean square, then by weight [N] (arXiv 1910.07467, equation 4)."""
     rows = x.float()
@@ -41,6 +46,22 @@ def silu_and_mul(gate_up: Tensor) -> Tensor:
     """silu(first half) * second half of each row: [num_tokens, 2 * I] to [num_tokens, I] (arXiv 2002.05202)."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     return (functional.silu(gate) * up).to(gate_up.dtype)
+
+
+def norm_linear(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(linear(rms_norm(x + residual)), x + residual); without a residual the sum is x."""
+    total = x if residual is None else x + residual
+    return linear(rms_norm(total, norm_weight, eps), weight, bias), total
+
+
+def norm_gated_linear(
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`norm_linear` with silu_and_mul of the product in its place."""
+    gate_up, total = norm_linear(x, residual, norm_weight, eps, weight, bias)
+    return silu_and_mul(gate_up), total
 
 
 def rope(heads: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:

@@ -1,22 +1,27 @@
 """The CUDA path's `Ops`: Triton kernels, and cuBLAS where a product is bound by arithmetic.
 
-Owns which implementation serves which size, from timings on an H100 (benchmarks/gpu/NOTES.md).
+Owns which kernel serves how many tokens: one has its own products, which take the norm, the residual addition and the
+gate along; a handful has tiled ones, up to where cuBLAS is as fast.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engines.native.kernels import triton_attention, triton_fused, triton_linear
+from engines.native.kernels.ops import Ops
+from engines.native.kernels.triton_gemv import gemv
+from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.layers.attention_metadata import AttentionMetadata
 
-SKINNY_ROWS = 16
-"""Up to this many tokens our own split-K products read the weights faster than cuBLAS does."""
+BATCH_SIZES = (1, 2, 17, 33, 65)
+"""Numbers of tokens, one in each range that has kernels of its own."""
 
 
-class TritonOps:
-    """Satisfies `Ops`. Kernels are launched early (programmatic dependent launch) where the GPU can."""
+class TritonOps(Ops):
+    """Kernels are launched early (programmatic dependent launch) where the GPU can and it pays."""
 
     def __init__(self, *, pdl: bool = True) -> None:
         self._pdl = pdl
@@ -25,9 +30,20 @@ class TritonOps:
         return weight
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if x.shape[0] <= SKINNY_ROWS:
-            return triton_linear.linear(x, weight, bias, pdl=self._pdl)
-        return functional.linear(x, weight, bias)
+        if x.shape[0] == 1:
+            return gemv(x, weight, bias, pdl=self._pdl)[0]
+        config = _tile(x, weight)
+        if config is None:
+            return functional.linear(x, weight, bias)
+        return triton_linear.linear(x, weight, bias, config=config, pdl=self._pdl)
+
+    def logits(self, x: Tensor, weight: Tensor) -> Tensor:
+        if x.shape[0] == 1:
+            return gemv(x, weight, out_dtype=torch.float32, pdl=self._pdl)[0]
+        config = _tile(x, weight)
+        if config is None:
+            return torch.mm(x, weight.t(), out_dtype=torch.float32) if x.is_cuda else super().logits(x, weight)
+        return triton_linear.linear(x, weight, config=config, out_dtype=torch.float32, pdl=self._pdl)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return triton_fused.rms_norm(x, weight, eps, pdl=self._pdl)
@@ -37,6 +53,39 @@ class TritonOps:
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return triton_fused.silu_and_mul(gate_up, pdl=self._pdl)
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[0] == 1:
+            return gemv(x, weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self._pdl)
+        return super().norm_linear(x, residual, norm_weight, eps, weight, bias)
+
+    def norm_gated_linear(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[0] == 1:
+            return gemv(x, weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self._pdl)
+        config = _tile(x, weight, gated=True)
+        if config is None:
+            return super().norm_gated_linear(x, residual, norm_weight, eps, weight, bias)
+        if residual is None:
+            normed, total = self.rms_norm(x, norm_weight, eps), x
+        else:
+            normed, total = self.add_rms_norm(x, residual, norm_weight, eps)
+        return triton_linear.linear(normed, weight, bias, gated=True, config=config, pdl=self._pdl), total
 
     def rope_and_cache(
         self,
@@ -81,3 +130,10 @@ class TritonOps:
         return triton_attention.paged_attention(
             q, key_cache, value_cache, metadata, scale, sliding_window, pdl=self._pdl
         )
+
+
+def _tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> LinearConfig | None:
+    """Tiles are cut for 16-bit weights: of wider ones too few would fit on a multiprocessor."""
+    if weight.element_size() != 2:
+        return None
+    return triton_linear.choose_config(x.shape[0], *weight.shape, gated=gated)

@@ -1,4 +1,4 @@
-"""Grouped-query self-attention over the paged KV cache, and its projections.
+"""Grouped-query self-attention over the paged KV cache, with its projections and the norm before them.
 
 Owns the projections' weights and each layer's own settings: scale, window, rotary table. The kernels do the arithmetic;
 the batch's layout arrives in the metadata.
@@ -18,7 +18,9 @@ from engines.native.models.model_config import ModelConfig
 class Attention:
     """One layer's attention; `name` is its prefix in the checkpoint, `cos_sin` its rotary table."""
 
-    def __init__(self, config: ModelConfig, context: LayerContext, name: str, layer: int, cos_sin: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, context: LayerContext, name: str, norm: RMSNorm, layer: int, cos_sin: Tensor
+    ) -> None:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         projections = ("qkv_proj",) * 3 if config.fused_checkpoint else ("q_proj", "k_proj", "v_proj")
         parts = [
@@ -28,9 +30,10 @@ class Attention:
         self.qkv_proj = column_parallel(context, config.hidden_size, parts, config.qkv_bias)
         self.o_proj = row_parallel(context, Part(f"{name}.o_proj", heads, head_dim), config.hidden_size, config.o_bias)
         self.q_norm, self.k_norm = (
-            RMSNorm(context, f"{name}.{norm}", head_dim, config.rms_norm_eps).weight if config.qk_norm else None
-            for norm in ("q_norm", "k_norm")
+            RMSNorm(context, f"{name}.{which}", head_dim, config.rms_norm_eps).weight if config.qk_norm else None
+            for which in ("q_norm", "k_norm")
         )
+        self.norm = norm
         self.num_heads, self.num_kv_heads = (_count(context.shard.take(units, name)) for units in (heads, kv_heads))
         self.head_dim = head_dim
         self.eps = config.rms_norm_eps
@@ -40,12 +43,21 @@ class Attention:
         self._ops = context.ops
 
     def __call__(
-        self, x: Tensor, positions: Tensor, kv_cache: tuple[Tensor, Tensor], metadata: AttentionMetadata
-    ) -> Tensor:
-        """x [num_tokens, hidden_size], positions [num_tokens] int64: [num_tokens, hidden_size]; writes the cache."""
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        metadata: AttentionMetadata,
+    ) -> tuple[Tensor, Tensor]:
+        """(attention of norm(x + residual), x + residual), [num_tokens, hidden_size]; writes the cache.
+
+        positions [num_tokens] int64. Without a residual, at the first layer, the sum is x.
+        """
         key_cache, value_cache = kv_cache
+        qkv, residual = self.norm.then_linear(x, residual, self.qkv_proj)
         q = self._ops.rope_and_cache(
-            self.qkv_proj(x),
+            qkv,
             positions,
             self.cos_sin,
             self.q_norm,
@@ -59,7 +71,7 @@ class Attention:
             self.head_dim,
         )
         mixed = self._ops.paged_attention(q, key_cache, value_cache, metadata, self.scale, self.sliding_window)
-        return self.o_proj(mixed.flatten(1))
+        return self.o_proj(mixed.flatten(1)), residual
 
 
 def _count(share: slice) -> int:

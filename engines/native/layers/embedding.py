@@ -1,6 +1,5 @@
 """Token embeddings and the head that scores them; tied models share one table."""
 
-import torch
 from torch import Tensor
 
 from engines.native.layers.context import LayerContext
@@ -29,8 +28,9 @@ class LMHead:
 
     def __init__(self, context: LayerContext, table: Tensor, divisor: float = 1.0) -> None:
         self._linear = Linear(context, table)
+        self._ops = context.ops
         self._divisor = divisor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self._linear(hidden).to(torch.float32)
+        logits = self._ops.logits(hidden, self._linear.weight)
         return logits if self._divisor == 1.0 else logits / self._divisor

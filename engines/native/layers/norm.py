@@ -1,8 +1,9 @@
-"""Root-mean-square normalization (arXiv 1910.07467), alone or fused with the residual addition before it."""
+"""Root-mean-square normalization (arXiv 1910.07467), with the residual addition before it and the product after it."""
 
 from torch import Tensor
 
 from engines.native.layers.context import LayerContext
+from engines.native.layers.linear import Linear
 
 
 class RMSNorm:
@@ -14,9 +15,14 @@ class RMSNorm:
         self._ops = context.ops
         context.enter(f"{name}.weight", self.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self._ops.rms_norm(x, self.weight, self.eps)
-
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(norm(x + residual), x + residual)."""
         return self._ops.add_rms_norm(x, residual, self.weight, self.eps)
+
+    def then_linear(self, x: Tensor, residual: Tensor | None, linear: Linear) -> tuple[Tensor, Tensor]:
+        """(linear(norm(x + residual)), x + residual); without a residual the sum is x."""
+        return self._ops.norm_linear(x, residual, self.weight, self.eps, linear.weight, linear.bias)
+
+    def then_gated_linear(self, x: Tensor, residual: Tensor | None, linear: Linear) -> tuple[Tensor, Tensor]:
+        """The same with silu(first half) * second half of the product in its place."""
+        return self._ops.norm_gated_linear(x, residual, self.weight, self.eps, linear.weight, linear.bias)

@@ -26,9 +26,9 @@ class DecoderLayer:
     def __init__(self, config: ModelConfig, context: LayerContext, layer: int, cos_sin: Tensor) -> None:
         name = f"model.layers.{layer}"
         self.input_norm = RMSNorm(context, f"{name}.input_layernorm", config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, context, f"{name}.self_attn", layer, cos_sin)
+        self.attention = Attention(config, context, f"{name}.self_attn", self.input_norm, layer, cos_sin)
         self.mlp_norm = RMSNorm(context, f"{name}.post_attention_layernorm", config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config, context, f"{name}.mlp")
+        self.mlp = GatedMLP(config, context, f"{name}.mlp", self.mlp_norm)
         self.multiplier = config.residual_multiplier
 
     def __call__(
@@ -43,13 +43,9 @@ class DecoderLayer:
 
         The addition waits for the next norm, which does both in one pass. The first layer has no residual yet.
         """
-        if residual is None:
-            x, residual = self.input_norm(x), x
-        else:
-            x, residual = self.input_norm.add(x, residual)
-        x = self._scaled(self.attention(x, positions, kv_cache, metadata))
-        x, residual = self.mlp_norm.add(x, residual)
-        return self._scaled(self.mlp(x)), residual
+        x, residual = self.attention(x, residual, positions, kv_cache, metadata)
+        x, residual = self.mlp(self._scaled(x), residual)
+        return self._scaled(x), residual
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.multiplier == 1.0 else x * self.multiplier
