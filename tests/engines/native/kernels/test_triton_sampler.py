@@ -97,7 +97,12 @@ def test_min_p(device: torch.device) -> None:
     check(random_logits(4, device), [1.0, 1.0, 2.0, 9.0], min_p=[0.0, 0.1, 0.01, 0.5])
 
 
-def test_filters_combine(device: torch.device) -> None:
+PAIRS = pytest.mark.parametrize("pairs", [16, 256], ids=["bisected", "ranked"])
+
+
+@PAIRS
+def test_filters_combine(pairs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_sampler, "PAIRS", pairs)
     check(
         random_logits(6, device),
         [1.0, 1.5, 2.0, 0.5, 9.0, 4.0],
@@ -107,8 +112,10 @@ def test_filters_combine(device: torch.device) -> None:
     )
 
 
-def test_ties_go_to_the_lowest_ids(device: torch.device) -> None:
+@PAIRS
+def test_ties_go_to_the_lowest_ids(pairs: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 logits on a coarse grid: the cut always falls among equals."""
+    monkeypatch.setattr(triton_sampler, "PAIRS", pairs)
     logits = (random_logits(6, device) * 2).round() / 2
     check(logits, [1.0] * 6, top_k=[3, 30, 300, 3, 30, 300], top_p=[1.0, 1.0, 1.0, 0.6, 0.7, 0.9])
     check(torch.zeros(3, VOCAB, device=device), [1.0] * 3, top_k=[7, 0, 1000], top_p=[1.0, 0.25, 0.5])
@@ -123,6 +130,15 @@ def test_a_list_that_does_not_fit_is_no_limit(device: torch.device, monkeypatch:
         top_p=[0.9, 1.0, 0.5, 1.0],
         min_p=[0.0, 0.0, 0.0, 0.01],
     )
+
+
+def test_top_p_is_exact_whether_few_groups_hold_it_or_most_or_not_even_those(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_sampler, "FEW_GROUPS", 3)
+    monkeypatch.setattr(triton_sampler, "SHORT_LIST", 1024)
+    logits = torch.cat([random_logits(2, device, scale=scale) for scale in (6.0, 2.5, 1.2, 0.02)])
+    check(logits, [1.0] * 8, top_p=[0.5, 0.9] * 4)
 
 
 def test_masked_logits_are_never_drawn(device: torch.device) -> None:
