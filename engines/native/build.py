@@ -82,7 +82,11 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     runner = ModelRunner(model, cache, rows, Sampler(sampling, sampling_ops(device)), graphs)
     # CPU kernels are compiled ahead and allocate little: a short prompt touches all that a long one does.
     longest = limits.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
-    warm_up(runner, min(longest, limits.max_num_batched_tokens), max_model_len)
+    longest = max(1, min(longest, limits.max_num_batched_tokens, max_model_len - 1))
+    if kernels.compile_ahead is not None:
+        with kernels.compile_ahead(os.cpu_count() or 1):
+            warm_up(runner, longest, limits.max_num_seqs, kernels.batch_sizes)
+    warm_up(runner, longest, limits.max_num_seqs, kernels.batch_sizes)
     if graphs is not None:
         graphs.capture(graph_sizes(limits.max_num_seqs))
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)

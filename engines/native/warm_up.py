@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from engines.native.core import Runner
 from engines.native.types import Admission, BatchPlan, TokenParams
 
-_PARAMS = (TokenParams(max_tokens=1, temperature=0.0), TokenParams(max_tokens=1, temperature=1.0, top_p=0.9, top_k=20))
+_GREEDY = TokenParams(max_tokens=1, temperature=0.0)
+_SAMPLED = (
+    TokenParams(max_tokens=1),
+    TokenParams(max_tokens=1, top_k=20, top_p=0.9, min_p=0.01, typical_p=0.9),
+    TokenParams(
+        max_tokens=1,
+        min_tokens=1,
+        temperature=0.0,
+        repetition_penalty=1.1,
+        presence_penalty=0.1,
+        frequency_penalty=0.1,
+        stop_token_ids=(0,),
+        logit_bias=((0, 1.0),),
+        bad_words=((0, 0),),
+        logprobs=1,
+        prompt_logprobs=1,
+    ),
+)
+_CHUNK = 8  # tokens of a prompt that decodes share their step with
 
 
-def warm_up(runner: Runner, max_num_batched_tokens: int, max_model_len: int) -> None:
-    """One prefill at the token budget and decodes, greedy and sampled, in row 0 and KV block 0.
+def warm_up(runner: Runner, longest: int, max_num_seqs: int, batch_sizes: Sequence[int] = ()) -> None:
+    """A prompt of `longest` tokens, a decode, each way to sample, and batches of other sizes, all in KV block 0.
 
     What they write is never read: no sequence owns that block yet, and every owner writes before it reads.
+    batch_sizes: numbers of tokens, and of decodes up to max_num_seqs, for which the device has kernels of their own.
     """
-    length = min(max_num_batched_tokens, max_model_len - 1)
-    for params in _PARAMS:
-        for start, count in ((0, length), (0, 1)):
-            plan = BatchPlan(
-                rows=[0],
-                starts=[start],
-                num_tokens=[count],
-                samples=[True],
-                num_decodes=int(count == 1),
-                admissions=[Admission(0, [0] * length, length, params)],
-            )
-            runner.collect(runner.launch(plan))
+    for plan in _plans(longest, max_num_seqs, batch_sizes):
+        runner.collect(runner.launch(plan))
+
+
+def _plans(longest: int, max_num_seqs: int, batch_sizes: Sequence[int]) -> Iterator[BatchPlan]:
+    yield _plan(0, longest, _GREEDY)
+    yield _plan(1, 0, _GREEDY)
+    for params in _SAMPLED:
+        yield _plan(min(1, max_num_seqs - 1), min(_CHUNK, longest), params)
+    for size in batch_sizes:
+        yield _plan(0, min(size, longest), _GREEDY)
+        yield _plan(min(size, max_num_seqs), 0, _GREEDY)
+
+
+def _plan(num_decodes: int, chunk: int, params: TokenParams) -> BatchPlan:
+    """Decodes of a second token in the first rows, and a prompt of `chunk` tokens in the next, if any."""
+    num_tokens = [1] * num_decodes + [chunk] * (chunk > 0)
+    return BatchPlan(
+        rows=list(range(len(num_tokens))),
+        starts=[1] * num_decodes + [0] * (chunk > 0),
+        num_tokens=num_tokens,
+        samples=[True] * len(num_tokens),
+        num_decodes=num_decodes,
+        admissions=[Admission(row, [0] * max(count, 2), max(count, 2), params) for row, count in enumerate(num_tokens)],
+    )

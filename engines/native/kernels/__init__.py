@@ -7,6 +7,8 @@ are imported only when chosen, because numba and Triton bring seconds of import 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+CompileAhead = Callable[[int], AbstractContextManager[None]]
+"""Of a number of threads: inside, kernels are compiled side by side instead of run, and outputs are left unset."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
     """What computes, and in which formats."""
@@ -32,6 +38,8 @@ class KernelChoice:
     weight_dtype: torch.dtype  # matrices
     kv_dtype: torch.dtype
     block_size: int
+    batch_sizes: tuple[int, ...] = ()  # one of each range of sizes that has kernels of its own, to warm up
+    compile_ahead: CompileAhead | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -73,6 +81,8 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
         return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
     if backend != "triton" or importlib.util.find_spec("triton") is None:
         raise EngineUnavailable(f"attention_backend '{backend}' is not available here; pass triton or torch.")
-    from engines.native.kernels.triton_ops import TritonOps
+    from engines.native.kernels.triton_kernel import compile_ahead
+    from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 
-    return KernelChoice(TritonOps(), "triton", dtype, dtype, dtype, section.block_size or 64)
+    ops = TritonOps()
+    return KernelChoice(ops, "triton", dtype, dtype, dtype, section.block_size or 64, BATCH_SIZES, compile_ahead)
