@@ -195,8 +195,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
-    names = cast(dict[str, Any], environment.globals)
+    environment.filters["tojson"] = _tojson  # pyright: ignore[reportUnknownMemberType]
+    names = cast(dict[str, Any], environment.globals)  # pyright: ignore[reportUnknownMemberType]
     names["raise_exception"] = _raise_exception
     names["strftime_now"] = _strftime_now
     return environment
