@@ -32,6 +32,7 @@ NUM_LAYERS, HIDDEN, INTERMEDIATE, VOCAB = 30, 576, 1536, 49152
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16
 LAYER_SHAPES = [(960, HIDDEN), (HIDDEN, HIDDEN), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
 BATCHES = (1, 8, 32)
+SETTLE_S = 0.02  # torch's threads spin for milliseconds after its operators, and would slow the next row
 Measured = dict[str, dict[str, float]]
 
 
@@ -40,6 +41,7 @@ def measure(table: dict[str, Callable[[], object]], repeats: int) -> Measured:
     seconds: dict[str, list[float]] = {name: [] for name in table}
     for turn in range(repeats + 1):
         for name, step in table.items():
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             step()
             if turn > 0:
@@ -61,8 +63,8 @@ def linear_table(num_tokens: int, with_head: bool) -> dict[str, Callable[[], obj
     weights = [torch.randn(shape) * 0.05 for shape in shapes]
     inputs = {size: torch.randn(num_tokens, size) for size in (HIDDEN, INTERMEDIATE)}
 
-    def packed(dtype: torch.dtype) -> Callable[[], object]:
-        matrices = [cpu_linear.pack_weight(weight, dtype) for weight in weights]
+    def packed(dtype: torch.dtype, bfloat16_products: bool = False) -> Callable[[], object]:
+        matrices = [cpu_linear.pack_weight(weight, dtype, bfloat16_products=bfloat16_products) for weight in weights]
         return lambda: run_each(lambda matrix: cpu_linear.linear(inputs[matrix.num_columns], matrix), matrices)
 
     def torchs(dtype: torch.dtype) -> Callable[[], object]:
@@ -70,6 +72,7 @@ def linear_table(num_tokens: int, with_head: bool) -> dict[str, Callable[[], obj
         return lambda: run_each(lambda matrix: functional.linear(rows[matrix.shape[1]], matrix), matrices)
 
     return {
+        "linear, bfloat16 products": packed(torch.bfloat16, bfloat16_products=True),
         "linear, packed bfloat16": packed(torch.bfloat16),
         "linear, packed float16": packed(torch.float16),
         "linear, packed float32": packed(torch.float32),

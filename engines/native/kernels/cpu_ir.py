@@ -13,10 +13,14 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 
 # Of the processor that numba compiles for, usually this one.
-_FEATURES: str = cpu_target.target_context.codegen().magic_tuple()[2]  # type: ignore[attr-defined]
+_, _PROCESSOR, _FEATURES = cpu_target.target_context.codegen().magic_tuple()  # type: ignore[attr-defined]
 
 # Float32 numbers in a vector: one register with AVX-512 and AVX2, two with NEON.
 LANES = 16 if "+avx512f" in _FEATURES else 8
+
+# Whether products of bfloat16 pairs run at twice the rate of float32 ones: measured so on AMD's processors with
+# AVX512-BF16, while Intel's without AMX take as long for them as for float32.
+HAS_FAST_BFLOAT16 = "+avx512bf16" in _FEATURES and _PROCESSOR.startswith("znver")
 
 INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOAT = ir.FloatType()
@@ -62,8 +66,8 @@ def widen_bfloat16(builder: Any, shorts: Any) -> Any:
 
 
 def broadcast(builder: Any, number: Any) -> Any:
-    """A vector of LANES times the same float32."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    """A vector of LANES times the same 32-bit number."""
+    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(INT32, 0))
     return builder.shuffle_vector(first, undefined, spread_int(0))
 
@@ -71,6 +75,14 @@ def broadcast(builder: Any, number: Any) -> Any:
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c on vectors, in one instruction where the processor has it."""
     return call_llvm(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, [a, b, c])
+
+
+def multiply_pairs_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """c + a[2l] * b[2l] + a[2l + 1] * b[2l + 1] in lane l: pairs of bfloat16 in 32-bit lanes, sums float32.
+
+    For processors with AVX512-BF16 only.
+    """
+    return call_llvm(builder, "llvm.x86.avx512bf16.dpbf16ps.512", VECTOR, [c, a, b])
 
 
 @contextmanager

@@ -8,6 +8,8 @@ A panel holds PANEL = 2 * LANES columns of a matrix, one step (row of the matrix
     FLOAT32, FLOAT16   [step][PANEL]          columns in order
     BFLOAT16           [step][LANES][2]       column l in the low and column l + LANES in the high half of 32 bits, so
                                               that one load, a shift and a mask give two vectors of float32
+    BFLOAT16_PAIRS     [step][PANEL][2]       a step is two rows of the matrix: what the processor multiplies at once;
+                                              x, too, is bfloat16
 """
 
 from typing import Any
@@ -19,6 +21,7 @@ from engines.native.kernels.cpu_compile import instruction
 from engines.native.kernels.cpu_ir import (
     FLOAT,
     HALF_VECTOR,
+    INT32,
     INT64,
     INT_VECTOR,
     LANES,
@@ -30,6 +33,7 @@ from engines.native.kernels.cpu_ir import (
     load,
     loop,
     multiply_add,
+    multiply_pairs_add,
     offset,
     spread_int,
     store,
@@ -38,7 +42,7 @@ from engines.native.kernels.cpu_ir import (
 
 PANEL = 2 * LANES
 TILE_ROWS = 8 if LANES == 16 else 4  # most rows of a tile: their sums take half of the vector registers
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2  # how numbers are stored
+FLOAT32, BFLOAT16, FLOAT16, BFLOAT16_PAIRS = 0, 1, 2, 3  # how numbers are stored
 
 
 @instruction(types.void(*[types.int64] * 6), constants=3)
@@ -56,10 +60,12 @@ def panel_tile(
 ) -> None:
     """out[num_rows, PANEL] = (out if accumulate) + x[num_rows, steps] times the panel's steps.
 
-    num_rows is at most TILE_ROWS, kind how the panel is stored; x and out are float32. Every output is one chain of
-    multiply-adds over the steps in order, whatever num_rows is: a row's result does not depend on the rows beside it.
+    num_rows is at most TILE_ROWS, kind how the panel is stored; out is float32, and so is x unless the panel holds
+    pairs. Every output is one chain of multiply-adds over the steps in order, whatever num_rows is: a row's result does
+    not depend on the rows beside it.
     """
     rows = range(num_rows)
+    number_type, multiply = (INT32, multiply_pairs_add) if kind == BFLOAT16_PAIRS else (FLOAT, multiply_add)
     x_rows = [offset(builder, x, x_stride, row) for row in rows]
     out_rows = [offset(builder, out, out_stride, row) for row in rows]
     outputs = [offset(builder, address, LANES * 4, half) for address in out_rows for half in (0, 1)]
@@ -67,24 +73,25 @@ def panel_tile(
     with loop(builder, steps, initial) as (step, sums, results):
         low, high = _panel_step(builder, kind, panel, step)
         for row in rows:
-            number = broadcast(builder, load(builder, FLOAT, offset(builder, x_rows[row], 4, step)))
-            results.append(multiply_add(builder, number, low, sums[2 * row]))
-            results.append(multiply_add(builder, number, high, sums[2 * row + 1]))
+            number = broadcast(builder, load(builder, number_type, offset(builder, x_rows[row], 4, step)))
+            results.append(multiply(builder, number, low, sums[2 * row]))
+            results.append(multiply(builder, number, high, sums[2 * row + 1]))
     for address, value in zip(outputs, results, strict=True):
         store(builder, value, address)
 
 
 def _panel_step(builder: Any, kind: int, panel: Any, step: Any) -> tuple[Any, Any]:
-    """The panel's numbers of one step as two float32 vectors: columns 0 to LANES - 1, and the rest."""
-    start = offset(builder, panel, PANEL * (4 if kind == FLOAT32 else 2), step)
+    """The panel's numbers of one step, ready to multiply: columns 0 to LANES - 1, and the rest."""
     if kind == BFLOAT16:
-        pairs = load(builder, INT_VECTOR, start)
+        pairs = load(builder, INT_VECTOR, offset(builder, panel, PANEL * 2, step))
         low, high = builder.shl(pairs, spread_int(16)), builder.and_(pairs, spread_int(0xFFFF0000))
         return builder.bitcast(low, VECTOR), builder.bitcast(high, VECTOR)
     if kind == FLOAT16:
+        start = offset(builder, panel, PANEL * 2, step)
         low, high = (load(builder, HALF_VECTOR, offset(builder, start, LANES * 2, half)) for half in (0, 1))
         return builder.fpext(low, VECTOR), builder.fpext(high, VECTOR)
-    low, high = (load(builder, VECTOR, offset(builder, start, LANES * 4, half)) for half in (0, 1))
+    start, vector_type = offset(builder, panel, PANEL * 4, step), VECTOR if kind == FLOAT32 else INT_VECTOR
+    low, high = (load(builder, vector_type, offset(builder, start, LANES * 4, half)) for half in (0, 1))
     return low, high
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear, reference
 from engines.native.kernels.cpu_compile import kernel
+from engines.native.kernels.cpu_ir import HAS_FAST_BFLOAT16
 from engines.native.kernels.cpu_vector import exp
 from tests.engines.native.kernels.ragged_batches import CachedBatch, cached_batch
 
@@ -53,11 +54,17 @@ def test_linear_takes_a_plain_weight() -> None:
     assert torch.equal(cpu_linear.linear(x, weight), reference.linear(x, weight))
 
 
-@WEIGHT_DTYPES
-def test_rows_of_a_packed_weight_are_the_rounded_ones(dtype: torch.dtype) -> None:
-    weight, row_ids = torch.randn(70, 12), torch.tensor([69, 0, 17, 33, 17])
-    packed = cpu_linear.pack_weight(weight, dtype)
-    assert torch.equal(cpu_linear.weight_rows(packed, row_ids), weight.to(dtype).float()[row_ids])
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 29])
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(96, 64), (100, 33), (7, 9), (1, 1)])
+def test_bfloat16_products_round_the_activations_where_that_is_faster(
+    num_tokens: int, num_rows: int, num_columns: int
+) -> None:
+    x, weight, bias = torch.randn(num_tokens, num_columns), torch.randn(num_rows, num_columns), torch.randn(num_rows)
+    packed = cpu_linear.pack_weight(weight, bfloat16_products=True)
+    got, rounded = cpu_linear.linear(x, packed, bias), x.bfloat16() if HAS_FAST_BFLOAT16 else x
+    expected = reference.linear(rounded.double(), weight.bfloat16().double(), bias.double())
+    torch.testing.assert_close(got, expected.float(), atol=2e-5, rtol=1e-5)
+    assert torch.equal(cpu_linear.linear(x[:1], packed, bias), got[:1])
 
 
 def test_weights_are_not_packed_as_integers() -> None:
