@@ -81,12 +81,12 @@ def _decode_kernel(
     dims = tl.arange(0, BLOCK_D)
     row_offsets = seq.to(tl.int64) * query_stride + (kv_head * GROUP + rows[:, None]) * HEAD_DIM + dims[None, :]
     row_mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
+    query = tl.load(query_ptr + row_offsets, mask=row_mask, other=0.0)  # under way together with the length
     if split >= active_splits:
         if (split == 0) & (seq_len == 0):
             tl.store(out_ptr + row_offsets, tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty), mask=row_mask)
         return
 
-    query = tl.load(query_ptr + row_offsets, mask=row_mask, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)

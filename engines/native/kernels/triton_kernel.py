@@ -37,10 +37,12 @@ class Kernel:
 
     def __init__(self, function: Callable[..., None], varying: Sequence[str]) -> None:
         self._jitted = triton.jit(function, do_not_specialize=list(varying))
-        parameters = inspect.signature(function).parameters.values()
-        self._varies = [p.name in varying for p in parameters if "constexpr" not in str(p.annotation)]
+        parameters = list(inspect.signature(function).parameters.values())
         self._compile_time = [p.name for p in parameters if "constexpr" in str(p.annotation)]
-        assert set(varying) <= {p.name for p in parameters}
+        passed = [p.name for p in parameters[: -len(self._compile_time)]]
+        assert set(varying) <= set(passed)
+        assert not set(passed) & set(self._compile_time)
+        self._varies = [name in varying for name in passed]
         self._compiled: dict[Any, Any] = {}
 
     def __call__(
