@@ -196,7 +196,7 @@ def sample_core(
     positions: Tensor,
 ) -> Tensor:
     """As torch_core.sample_core."""
-    return sample_with_logprobs(logits, temperature, top_k, top_p, min_p, seeds, positions)[0]
+    return sample_with_logprobs(logits, temperature, top_k, top_p, min_p, seeds, positions, pdl=True)[0]
 
 
 def sample_with_logprobs(
