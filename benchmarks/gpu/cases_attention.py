@@ -14,13 +14,25 @@ from engines.native.kernels.triton_attention_prefill import prefill_attention
 from engines.native.kernels.triton_attention_tiles import TileConfig
 
 HEAD_DIM = 128
-DECODES = [(1, 300), (1, 1000), (1, 16000), (8, 640), (64, 1000), (256, 1150), (512, 760)]
+DECODES = [
+    (1, 300),
+    (1, 1000),
+    (1, 16000),
+    (4, 1000),
+    (8, 640),
+    (16, 640),
+    (32, 640),
+    (64, 1000),
+    (256, 1150),
+    (512, 760),
+]
+SPLITS = {1: (4, 8, 16, 32), 4: (6, 12, 16), 8: (2, 4, 6, 8), 16: (2, 3, 4), 32: (1, 2), 64: (1, 2)}
 PREFILLS = {"8x1024": ([1024] * 8, [0] * 8), "1x8192": ([8192], [0]), "512 after 6k": ([512], [6144]),
             "2048 after 6k": ([2048], [6144])}  # fmt: skip
 DECODE_CONFIGS = [
     TileConfig(16, 64, 4, 3),
-    TileConfig(16, 64, 4, 4),
-    TileConfig(16, 128, 4, 3),
+    TileConfig(16, 64, 4, 2),
+    TileConfig(16, 32, 4, 4),
     TileConfig(16, 32, 2, 4),
     TileConfig(16, 64, 2, 3),
 ]
@@ -119,7 +131,7 @@ def _ragged(batch: int, mean: int) -> list[int]:
 
 def cases() -> Iterator[Case]:
     for heads in (32, 16):
-        for batch, mean in DECODES if heads == 32 else [(1, 300), (8, 640), (256, 1150)]:
+        for batch, mean in DECODES if heads == 32 else [(1, 300), (8, 640), (32, 640)]:
             lengths = _ragged(batch, mean)
             num_bytes, flops = 4096.0 * sum(lengths), 4.0 * heads * HEAD_DIM * sum(lengths)
 
@@ -136,7 +148,7 @@ def cases() -> Iterator[Case]:
                 yield decode(config, 64)
             for block_size in (16, 256):
                 yield decode(DECODE_CONFIGS[0], block_size)
-            for splits in {1: (16, 32, 64), 8: (8, 16), 64: (1, 2, 3, 4), 256: (1, 2), 512: (1, 2)}[batch]:
+            for splits in SPLITS.get(batch, ()):
                 yield decode(DECODE_CONFIGS[0], 64, splits)
             yield decode(DECODE_CONFIGS[0], 64, 0, True)
     for heads in (32, 16):

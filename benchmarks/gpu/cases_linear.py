@@ -1,7 +1,12 @@
-"""Linear layers at decode batch sizes: cuBLAS and the Triton candidates, plain and with PDL."""
+"""Linear layers at decode batch sizes: cuBLAS, the engine's choice among the Triton kernels, and other candidates.
+
+`ops` is what the engine runs. Sections `linear+norm`, `linear+norm+gated` (one token: the residual addition included)
+and `linear+gated` time products that take other work along; their variant `apart` is the same work in several kernels.
+"""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,43 +15,45 @@ from torch.nn import functional
 from benchmarks.gpu.kernels import Built, Case
 from benchmarks.gpu.shapes import MODELS
 from benchmarks.gpu.timing import num_copies
-from engines.native.kernels import reference, triton_linear
-from engines.native.kernels.triton_linear import LinearConfig
+from engines.native.kernels import reference, triton_fused, triton_linear
+from engines.native.kernels.ops import Ops
+from engines.native.kernels.triton_gemv import GemvConfig, gemv
+from engines.native.kernels.triton_linear import LinearConfig, choose_config
+from engines.native.kernels.triton_ops import TritonOps
 
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""x [M, K], residual [M, K], norm_weight [K], weight [N, K] to the result."""
 
-GEMV = [
-    LinearConfig(1, 8, 1024),
-    LinearConfig(1, 4, 1024),
-    LinearConfig(1, 4, 2048),
-    LinearConfig(1, 8, 512),
-    LinearConfig(1, 8, 1024, split_k=2),
-    LinearConfig(1, 16, 512, num_warps=8),
-]
-SKINNY_16 = [
-    LinearConfig(16, 32, 128, num_stages=4),
-    LinearConfig(16, 32, 256, num_stages=4),
-    LinearConfig(16, 16, 256, num_stages=5),
-    LinearConfig(16, 64, 128, num_stages=5),
-    LinearConfig(16, 32, 256, split_k=2, num_stages=3),
-    LinearConfig(16, 32, 128, split_k=4, num_stages=4),
+BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 128, 256)
+
+GEMV = [GemvConfig(4, 1024), GemvConfig(4, 2048), GemvConfig(8, 1024), GemvConfig(2, 2048), GemvConfig(4, 2048, 8)]
+GEMV_NORM = [GemvConfig(4, 1024), GemvConfig(8, 512), GemvConfig(4, 2048), GemvConfig(4, 2048, 8)]
+GEMV_GATED = [
+    GemvConfig(8, 512),
+    GemvConfig(8, 1024),
+    GemvConfig(4, 1024),
+    GemvConfig(4, 512),
+    GemvConfig(4, 2048, 8),
+    GemvConfig(8, 1024, 8),
 ]
 SKINNY = {
-    1: [*GEMV, *SKINNY_16[:2]],
-    2: SKINNY_16,
-    16: SKINNY_16,
-    32: [
-        LinearConfig(32, 32, 128, num_stages=5),
-        LinearConfig(32, 64, 128, num_stages=4),
-        LinearConfig(32, 32, 128, split_k=4, num_stages=4),
-    ],
-    64: [
-        LinearConfig(64, 64, 128, num_stages=4),
+    8: [
+        LinearConfig(16, 64, 128, num_stages=5),
+        LinearConfig(16, 16, 256, num_stages=5),
+        LinearConfig(16, 32, 256, split_k=2, num_stages=3),
+        LinearConfig(16, 32, 128, split_k=4),
         LinearConfig(64, 32, 128, num_stages=5),
-        LinearConfig(64, 64, 128, split_k=4, num_stages=3),
-        LinearConfig(64, 128, 64, num_stages=5, num_warps=8),
+        LinearConfig(64, 64, 128),
+        LinearConfig(64, 32, 128, split_k=2, num_stages=4),
     ],
-    128: [LinearConfig(128, 64, 64, num_stages=5), LinearConfig(128, 128, 64, num_stages=4, num_warps=8)],
+    32: [
+        LinearConfig(32, 64, 128),
+        LinearConfig(32, 32, 128, split_k=4),
+        LinearConfig(64, 32, 128, num_stages=5),
+        LinearConfig(64, 64, 128),
+        LinearConfig(64, 128, 64, num_warps=8, num_stages=5),
+        LinearConfig(64, 32, 128, split_k=2, num_stages=4),
+    ],
 }
 
 
@@ -62,36 +69,99 @@ def _weights(n: int, k: int, warm: bool) -> list[Tensor]:
     return [pool[i * n * k : (i + 1) * n * k].view(n, k) for i in range(copies)]
 
 
-def _build(m: int, n: int, k: int, config: LinearConfig | None, pdl: bool, fused: str, warm: bool) -> Built:
+def _build(m: int, n: int, k: int, run: Run, twin: Run, warm: bool) -> Built:
     weights = _weights(n, k, warm)
-    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+    x, residual = torch.randn(2, m, k, device="cuda", dtype=torch.bfloat16)
     norm_weight = torch.rand(k, device="cuda", dtype=torch.bfloat16)
-    if config is None:
-        return Built([functools.partial(functional.linear, x, weight) for weight in weights])
-    options: dict[str, object] = {"config": config, "pdl": pdl}
-    if "norm" in fused:
-        options |= {"norm_weight": norm_weight, "eps": 1e-6}
-    if "gated" in fused:
-        options["gated"] = True
-
-    def expected() -> Tensor:
-        normed = reference.rms_norm(x.float(), norm_weight.float(), 1e-6) if "norm" in fused else x.float()
-        product = normed @ weights[0].float().T
-        return reference.silu_and_mul(product) if "gated" in fused else product
-
-    calls = [functools.partial(triton_linear.linear, x, weight, **options) for weight in weights]
-    return Built(calls, expected if n < 100_000 else None)
+    wide = (x.float(), residual.float(), norm_weight.float())
+    calls = [functools.partial(run, x, residual, norm_weight, weight) for weight in weights]
+    return Built(calls, (lambda: twin(*wide, weights[0].float())) if n < 100_000 else None)
 
 
-def _variant(config: LinearConfig, pdl: bool) -> str:
-    split = f"k{config.split_k}" if config.split_k > 1 else ""
-    name = f"{config.block_m}x{config.block_n}x{config.block_k}{split}w{config.num_warps}s{config.num_stages}"
-    return name + ("+pdl" if pdl else "")
+def _product(x: Tensor, _residual: Tensor, _norm_weight: Tensor, weight: Tensor) -> Tensor:
+    return reference.linear(x, weight)
 
 
-def _compile_key(m: int, k: int, config: LinearConfig, pdl: bool, fused: str) -> str:
-    even = k % (config.block_k * config.split_k) == 0
-    return f"linear {fused} {_variant(config, pdl)} {m == 1} {m % 16 == 0} {even}"
+def _gated(x: Tensor, _residual: Tensor, _norm_weight: Tensor, weight: Tensor) -> Tensor:
+    return reference.silu_and_mul(reference.linear(x, weight))
+
+
+def _normed(x: Tensor, residual: Tensor, norm_weight: Tensor, weight: Tensor) -> Tensor:
+    return reference.norm_linear(x, residual, norm_weight, 1e-6, weight)[0]
+
+
+def _normed_and_gated(x: Tensor, residual: Tensor, norm_weight: Tensor, weight: Tensor) -> Tensor:
+    return reference.norm_gated_linear(x, residual, norm_weight, 1e-6, weight)[0]
+
+
+def _label(config: GemvConfig | LinearConfig) -> str:
+    m, split = (1, 1) if isinstance(config, GemvConfig) else (config.block_m, config.split_k)
+    name = f"{m}x{config.block_n}x{config.block_k}" + (f"k{split}" if split > 1 else "") + f"w{config.num_warps}"
+    if isinstance(config, LinearConfig):
+        name += f"s{config.num_stages}"
+    prefetch = "" if config.prefetch_bytes == 32 * 1024 else f"/{config.prefetch_bytes // 1024}K"
+    return name + ("+pdl" + prefetch) * config.pdl
+
+
+def _timed_plain(m: int, n: int, k: int) -> Iterator[tuple[str, Run]]:
+    ops = TritonOps()
+    yield "cublas", lambda x, _r, _w, weight: functional.linear(x, weight)
+    if m <= triton_linear.SKINNY_ROWS:
+        yield "ops", lambda x, _r, _w, weight: ops.linear(x, weight)
+    for config in _plain_candidates(m, n, k):
+        if isinstance(config, GemvConfig):
+            yield _label(config), lambda x, _r, _w, weight, config=config: gemv(x, weight, pdl=True, config=config)[0]
+        else:
+            yield (
+                _label(config),
+                lambda x, _r, _w, weight, config=config: triton_linear.linear(x, weight, pdl=True, config=config),
+            )
+
+
+def _plain_candidates(m: int, n: int, k: int) -> Iterator[GemvConfig | LinearConfig]:
+    if m == 1:
+        for config in GEMV:
+            if config.block_k <= k:
+                yield from (replace(config, pdl=False), config)
+        yield from (replace(GEMV[1], prefetch_bytes=size) for size in (0, 8192))
+    for config in SKINNY.get(m, []):
+        split_too_far = config.split_k > 1 and n > 30_000
+        if not split_too_far:
+            yield from (replace(config, pdl=False), config)
+            if (config.block_m, config.block_n) == (64, 32):
+                yield replace(config, prefetch_bytes=8192)
+
+
+def _timed_fused(m: int, n: int, k: int, gated: bool) -> Iterator[tuple[str, Run]]:
+    """With norm and residual where m is 1; the weight has n rows."""
+    ops = TritonOps()
+    mine, twin = (ops.norm_gated_linear, Ops.norm_gated_linear) if gated else (ops.norm_linear, Ops.norm_linear)
+    if m > 1:
+        chosen = choose_config(m, n, k, gated=True)
+        if chosen is not None:
+            for config in (replace(chosen, pdl=False), replace(chosen, pdl=True)):
+                yield (
+                    _label(config),
+                    lambda x, _r, _w, weight, config=config: triton_linear.linear(
+                        x, weight, gated=True, pdl=True, config=config
+                    ),
+                )
+        yield "apart", lambda x, _r, _w, weight: triton_fused.silu_and_mul(ops.linear(x, weight), pdl=True)
+        return
+    yield "ops", lambda x, residual, w, weight: mine(x, residual, w, 1e-6, weight)[0]
+    yield "apart", lambda x, residual, w, weight: twin(_Apart(), x, residual, w, 1e-6, weight)[0]
+    for config in GEMV_GATED if gated else GEMV_NORM:
+        for each in (replace(config, pdl=False), config, replace(config, prefetch_bytes=8192)):
+            yield (
+                _label(each),
+                lambda x, residual, w, weight, each=each: gemv(
+                    x, weight, residual=residual, norm_weight=w, eps=1e-6, gated=gated, pdl=True, config=each
+                )[0],
+            )
+
+
+class _Apart(TritonOps):
+    norm_linear = Ops.norm_linear
 
 
 def cases() -> Iterator[Case]:
@@ -103,30 +173,21 @@ def cases() -> Iterator[Case]:
         for m in BATCHES:
             num_bytes, flops = 2.0 * (n * k + m * (n + k)), 2.0 * m * n * k
 
-            def case(config: LinearConfig | None, pdl: bool = False, fused: str = "", variant: str = "",
-                     m=m, n=n, k=k, name=name, num_bytes=num_bytes, flops=flops) -> Case:  # fmt: skip
-                return Case(
-                    "linear",
-                    f"linear{fused}",
-                    f"{name} M{m}",
-                    variant or (_variant(config, pdl) if config else ""),
-                    num_bytes,
-                    flops,
-                    functools.partial(_build, m, n, k, config, pdl, fused),
-                    compile_key=_compile_key(m, k, config, pdl, fused) if config else "",
-                )
+            def case(kernel: str, variant: str, run: Run, twin: Run, m=m, n=n, k=k, name=name, num_bytes=num_bytes,
+                     flops=flops) -> Case:  # fmt: skip
+                key = f"{kernel} {variant}" + (f" {name} {m}" if variant in ("ops", "apart") else "")
+                key = "" if variant == "cublas" else key
+                return Case("linear", kernel, f"{name} M{m}", variant, num_bytes, flops,
+                            functools.partial(_build, m, n, k, run, twin), compile_key=key)  # fmt: skip
 
-            yield case(None, variant="cublas")
-            for config in SKINNY.get(m, []):
-                split_too_far = k // config.split_k < config.block_k or n > 30_000
-                if config.split_k > 1 and split_too_far:
-                    continue
-                yield case(config)
-                if m in (1, 16, 64):
-                    yield case(config, True)
-            if m in (1, 16):
-                for config in [LinearConfig(1, 8, 512), LinearConfig(1, 4, 1024)] if m == 1 else SKINNY_16[:2]:
-                    if "qkv" in name:
-                        yield case(config, True, "+norm")
-                    if "gate_up" in name:
-                        yield case(config, True, "+norm+gated")
+            for variant, run in _timed_plain(m, n, k):
+                yield case("linear", variant, run, _product)
+            if m == 1 and "qkv" in name:
+                for variant, run in _timed_fused(m, n, k, gated=False):
+                    yield case("linear+norm", variant, run, _normed)
+            if m == 1 and "gate_up" in name:
+                for variant, run in _timed_fused(m, n, k, gated=True):
+                    yield case("linear+norm+gated", variant, run, _normed_and_gated)
+            if m in (2, 8, 32, 64) and "gate_up" in name:
+                for variant, run in _timed_fused(m, n, k, gated=True):
+                    yield case("linear+gated", variant, run, _gated)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import triton
 from torch import Tensor
 
 from benchmarks.gpu.timing import copy_bytes_per_s, graph_us, matmul_flops_per_s
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("--compile", help="internal: compile every N-th case from the I-th, as I/N")
     parser.add_argument("--measure", type=Path, help="internal: append the measurements of one section to this file")
     parser.add_argument("--processes", type=int, default=min(14, os.cpu_count() or 1))
+    parser.add_argument("--commit", default="", help="where the checkout has no git")
     parser.add_argument("--seconds", type=float, default=60.0, help="a section starts no measurement after that many")
     arguments = parser.parse_args()
     sections = arguments.sections.split(",")
@@ -195,9 +197,11 @@ def main() -> None:
     count = arguments.processes
     run_children([sections] * count, [["--compile", f"{i}/{count}"] for i in range(count)])
     print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     header = {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
+        "hardware": f"{torch.cuda.get_device_name()}; torch {torch.__version__}, triton {triton.__version__}",
+        "commit": arguments.commit or git.stdout.strip(),
+        "command": f"python -m benchmarks.gpu.kernels --sections {arguments.sections}",
         "copy_TB_s": round(copy_bytes_per_s() / 1e12, 3),
         "bf16_TFLOP_s": round(matmul_flops_per_s() / 1e12, 1),
     }

@@ -30,6 +30,25 @@ class ModelShape:
             "head": (self.vocab, self.hidden),
         }
 
+    def config(self, num_layers: int) -> dict[str, object]:
+        """Fields of a Hugging Face config.json, with another number of layers."""
+        return {
+            "architectures": ["Qwen3ForCausalLM" if self.qk_norm else "LlamaForCausalLM"],
+            "model_type": "qwen3" if self.qk_norm else "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab,
+            "max_position_embeddings": 40960,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": self.hidden < 2048,
+            "torch_dtype": "bfloat16",
+        }
+
 
 QWEN3_0_6B = ModelShape("0.6B", 1024, 3072, 28, 16, 8, 128, 151936, True)
 QWEN3_8B = ModelShape("Q8B", 4096, 12288, 36, 32, 8, 128, 151936, True)
