@@ -59,7 +59,7 @@ class NativeSettings(EngineSection):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Weights and arithmetic. auto on GPU: the checkpoint's own 16-bit type; auto on CPU: weights "
-        "rounded to bfloat16, arithmetic in float32, the fastest mix there.",
+        "rounded to bfloat16, sums in float32, the fastest mix there.",
     )
     load_format: Literal["auto", "dummy"] = Field(
         default="auto", description="dummy: random weights from config.json alone, for benchmarks."

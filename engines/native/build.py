@@ -71,6 +71,11 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
     kernels = choose_kernels(section, config, device)
+    num_threads = torch.get_num_threads()
+    if kernels.attention_backend == "numba":
+        torch.set_num_threads(
+            1
+        )  # the kernels' own threads do the work; torch's would spin on their cores after each use
     limits = _limits(section, device)
     model = _load(section, config, files.path, device, kernels, on_progress)
     cache, max_model_len = _cache(section, config, device, kernels, limits)
@@ -97,7 +102,7 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     ready = Ready(
         model=files.name,
         architecture=config.architecture,
-        device=_device_name(device),
+        device=_device_name(device, num_threads),
         dtype=kernels.dtype_name,
         attention_backend=kernels.attention_backend,
         vocab_size=config.vocab_size,
@@ -191,10 +196,10 @@ def _device(section: NativeSettings) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _device_name(device: torch.device) -> str:
+def _device_name(device: torch.device, num_threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {num_threads} threads"
 
 
 def _limits(section: NativeSettings, device: torch.device) -> _Limits:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear
@@ -13,7 +14,11 @@ from engines.native.kernels.ops import Ops
 
 
 class CPUOps(Ops):
-    """Activations are float32; a weight keeps the width it was loaded in."""
+    """Activations are float32; a weight keeps the width it was loaded in.
+
+    Products of bfloat16 weights round their inputs to bfloat16 too where the processor multiplies those natively at
+    twice the rate, and sum in float32 (against float32: a KL divergence of 1.6e-4 on SmolLM2).
+    """
 
     linear = staticmethod(cpu_linear.linear)
     rms_norm = staticmethod(cpu_fused.rms_norm)
@@ -24,4 +29,4 @@ class CPUOps(Ops):
 
     @staticmethod
     def prepare_linear(weight: Tensor) -> PackedWeight:
-        return cpu_linear.pack_weight(weight, weight.dtype)
+        return cpu_linear.pack_weight(weight, weight.dtype, bfloat16_products=weight.dtype == torch.bfloat16)

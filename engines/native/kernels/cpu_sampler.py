@@ -16,6 +16,7 @@ from torch import Tensor
 
 from engines.native.kernels.cpu_compile import kernel
 from engines.native.kernels.cpu_sampler_row import mask_typical_row, sample_row
+from engines.native.kernels.cpu_team import TEAM
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def _share_rows(batch: int, run: Callable[[int, int], None]) -> None:
     Threads of our own rather than numba's parallel loops: those double the time to compile, and their default backend
     ends the process when two threads call at once.
     """
-    step = min(torch.get_num_threads(), batch)
+    step = min(TEAM.num_threads, batch)
     others = [_threads().submit(run, first, step) for first in range(1, step)]
     if batch:
         run(0, step)
