@@ -1,4 +1,4 @@
-"""The CPU path's `Ops`: numba kernels over packed weights, arithmetic in float32."""
+"""The CPU path's `Ops`: numba kernels over packed weights, sums in float32."""
 
 # Plain functions stand in for methods, which pyright takes only from a class that inherits nothing.
 # pyright: reportAssignmentType=false
