@@ -64,6 +64,15 @@ class NativeSettings(EngineSection):
     load_format: Literal["auto", "dummy"] = Field(
         default="auto", description="dummy: random weights from config.json alone, for benchmarks."
     )
+    quantize: Literal["none", "fp8", "int8", "int4", "nf4", "fp4"] = Field(
+        default="none", description="Keep an unquantized checkpoint's weights in fewer bits; see docs/quantization.md."
+    )
+    quantize_group_size: int | None = Field(
+        default=None, ge=32, examples=[64], description="int4: weights that share a scale. Default: 64."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        default="auto", description="fp8: keys and values in e4m3, twice the tokens. auto: as wide as the arithmetic."
+    )
     max_model_len: int | None = Field(
         default=None, ge=1, examples=[4096], description="Prompt + output tokens. Default: the model's own."
     )

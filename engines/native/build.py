@@ -32,6 +32,8 @@ from engines.native.launch import OnProgress
 from engines.native.model_runner import ModelRunner
 from engines.native.models import CausalLM, load_config
 from engines.native.models.model_config import ModelConfig
+from engines.native.quantization import choose_quantizer
+from engines.native.quantization.weight import Quantizer
 from engines.native.row_state import RowState
 from engines.native.sampling.ops import sampling_ops
 from engines.native.sampling.sampler import Sampler
@@ -70,14 +72,15 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         torch.set_num_threads(section.cpu_threads or _physical_cores())
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
-    kernels = choose_kernels(section, config, device)
+    quantizer = choose_quantizer(section)
+    kernels = choose_kernels(section, config, device, quantizer)
     num_threads = torch.get_num_threads()
     if kernels.attention_backend == "numba":
         torch.set_num_threads(
             1
         )  # the kernels' own threads do the work; torch's would spin on their cores after each use
     limits = _limits(section, device)
-    model = _load(section, config, files.path, device, kernels, on_progress)
+    model = _load(section, config, files.path, device, kernels, quantizer, on_progress)
     cache, max_model_len = _cache(section, config, device, kernels, limits)
     rows = RowState(limits.max_num_seqs, max_model_len, kernels.block_size, device)
     sampling = SamplingState(limits.max_num_seqs + 1, config.vocab_size, device)
@@ -113,6 +116,7 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         max_num_batched_tokens=limits.max_num_batched_tokens,
         weight_bytes=model.weight_bytes,
         load_s=time.monotonic() - started,
+        quantization=kernels.quantization,
     )
     on_gpu = device.type == "cuda"
     target_ms = section.inter_token_target_ms
@@ -133,6 +137,7 @@ def _load(
     path: Path,
     device: torch.device,
     kernels: KernelChoice,
+    quantizer: Quantizer | None,
     on_progress: OnProgress,
 ) -> CausalLM:
     return load_model(
@@ -146,6 +151,7 @@ def _load(
         load_format=section.load_format,
         seed=section.seed,
         on_progress=on_progress,
+        quantizer=quantizer,
     )
 
 

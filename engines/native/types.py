@@ -95,6 +95,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     max_num_batched_tokens: int
     weight_bytes: int
     load_s: float
+    quantization: str = ""  # of weights and KV cache, in words; empty: none
 
     @property
     def kv_capacity_tokens(self) -> int:

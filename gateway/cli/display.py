@@ -35,6 +35,7 @@ def describe(engine: Engine, kind: str) -> EngineFacts:
             "architecture": ready.architecture,
             "device": ready.device,
             "dtype": ready.dtype,
+            **({"quantization": ready.quantization} if ready.quantization else {}),
             "attention": ready.attention_backend,
             "KV capacity": f"{ready.kv_capacity_tokens:,} tokens",
         }

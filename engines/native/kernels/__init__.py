@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from config.engines import NativeSettings
     from engines.native.kernels.ops import Ops
     from engines.native.models.model_config import ModelConfig
+    from engines.native.quantization.weight import Quantizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,6 +41,7 @@ class KernelChoice:
     block_size: int
     batch_sizes: tuple[int, ...] = ()  # one of each range of sizes that has kernels of its own, to warm up
     compile_ahead: CompileAhead | None = None
+    quantization: str = ""  # of weights and KV cache, in words
 
     @property
     def dtype_name(self) -> str:
@@ -47,9 +49,35 @@ class KernelChoice:
         return " weights, ".join(names) + (" arithmetic" if len(names) > 1 else "")
 
 
-def choose_kernels(section: NativeSettings, config: ModelConfig, device: torch.device) -> KernelChoice:
+def choose_kernels(
+    section: NativeSettings, config: ModelConfig, device: torch.device, quantizer: Quantizer | None = None
+) -> KernelChoice:
     """Raises EngineUnavailable for a backend that this device or this installation does not have."""
-    return _for_cuda(section, config) if device.type == "cuda" else _for_cpu(section)
+    choice = _for_cuda(section, config) if device.type == "cuda" else _for_cpu(section)
+    words: list[str] = []
+    if quantizer is not None:
+        ops, how = _quantized(choice)
+        choice = replace(choice, ops=ops)
+        words.append(quantizer.name + how)
+    if section.kv_cache_dtype == "fp8":
+        if choice.attention_backend != "torch":
+            problem = f"kv_cache_dtype is 'fp8', which attention_backend '{choice.attention_backend}' cannot read"
+            raise EngineUnavailable(f"{problem}; torch can.", field="kv_cache_dtype")
+        choice = replace(choice, kv_dtype=torch.float8_e4m3fn)
+        words.append("KV cache fp8")
+    return replace(choice, quantization=", ".join(words))
+
+
+def _quantized(choice: KernelChoice) -> tuple[Ops, str]:
+    """The same operations over quantized weights, and what to tell of them."""
+    from engines.native.kernels.quantized import QuantizedOps, ReferenceProduct, dequantized
+
+    if choice.attention_backend == "torch":
+        return QuantizedOps(choice.ops, ReferenceProduct), " weights, dequantized at every use"
+    return (
+        QuantizedOps(choice.ops, lambda weight: dequantized(choice.ops, weight, choice.weight_dtype)),
+        " weights, dequantized at load: no kernel serves them here",
+    )
 
 
 def _for_cpu(section: NativeSettings) -> KernelChoice:

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from engines.native.layers.attention_metadata import AttentionMetadata
 
+E4M3_MAX = 448.0
+
 
 def prepare_linear(weight: Tensor) -> Tensor:
     """The form in which `linear` takes a loaded weight [N, K]: here the weight itself."""
@@ -106,8 +108,12 @@ def rope_and_cache(
     q, k = rope(q, positions, cos_sin), rope(k, positions, cos_sin)
     cached = slot_mapping >= 0
     slots = slot_mapping[cached]
-    key_cache.view(-1, num_kv_heads, head_dim)[slots] = k[cached].to(key_cache.dtype)
-    value_cache.view(-1, num_kv_heads, head_dim)[slots] = v[cached].to(value_cache.dtype)
+    for cache, heads in ((key_cache, k), (value_cache, v)):
+        stored = heads[cached].to(cache.dtype)
+        if cache.dtype == torch.float8_e4m3fn:  # which torch neither saturates nor scatters
+            stored = heads[cached].clamp(-E4M3_MAX, E4M3_MAX).to(cache.dtype).view(torch.uint8)
+            cache = cache.view(torch.uint8)
+        cache.view(-1, num_kv_heads, head_dim)[slots] = stored
     return q
 
 
@@ -132,8 +138,10 @@ def paged_attention(
         if query.shape[0] == 0 or seq_len == 0:
             continue
         blocks = metadata.block_tables[index].long()[: -(-seq_len // key_cache.shape[1])]
-        keys = key_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(group, dim=1)
-        values = value_cache[blocks].flatten(0, 1)[:seq_len].float().repeat_interleave(group, dim=1)
+        keys, values = (
+            _gather(cache, blocks)[:seq_len].float().repeat_interleave(group, dim=1)
+            for cache in (key_cache, value_cache)
+        )
         query_at = torch.arange(seq_len - query.shape[0], seq_len, device=q.device).unsqueeze(1)
         key_at = torch.arange(seq_len, device=q.device)
         visible = key_at <= query_at
@@ -143,3 +151,10 @@ def paged_attention(
         weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
         output[starts[index] : starts[index + 1]] = torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
     return output
+
+
+def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
+    """Blocks of a cache, their positions in a row; torch gathers no float8, so bytes of it."""
+    if cache.dtype == torch.float8_e4m3fn:
+        return cache.view(torch.uint8)[blocks].flatten(0, 1).view(cache.dtype)
+    return cache[blocks].flatten(0, 1)

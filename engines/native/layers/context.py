@@ -15,12 +15,12 @@ from torch import Tensor
 
 from engines.errors import EngineUnavailable
 from engines.native.kernels.ops import Ops
+from engines.native.layers.index import Index
+from engines.native.quantization.pending import PendingRows, PendingWeight
+from engines.native.quantization.weight import Quantizer, check_groups
 
 if TYPE_CHECKING:
     from engines.native.layers.linear import Linear
-
-Index = tuple[slice, ...]
-"""One slice for each dimension of a checkpoint tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Piece(NamedTuple):
     """A part of a checkpoint tensor and the view that it fills."""
 
     source: Index
-    target: Tensor
+    target: Tensor | PendingRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,20 @@ class LayerContext:
     dtype: torch.dtype  # of activations, norm weights and biases
     weight_dtype: torch.dtype  # of matrices and the embedding table
     shard: Shard = Shard()
+    quantizer: Quantizer | None = None  # of linear layers' matrices, as they are loaded
     slots: dict[str, WeightSlot] = field(default_factory=dict[str, WeightSlot])
     linears: list[Linear] = field(default_factory=list["Linear"])
 
     def matrix(self, rows: int, columns: int) -> Tensor:
         """Unset [rows, columns] in the matrices' dtype."""
         return torch.empty(rows, columns, dtype=self.weight_dtype, device=self.device)
+
+    def linear_matrix(self, rows: int, columns: int, name: str) -> Tensor | PendingWeight:
+        """Unset [rows, columns] of the linear layer `name`, quantized as it is loaded where that was asked for."""
+        if self.quantizer is None:
+            return self.matrix(rows, columns)
+        check_groups(self.quantizer.name, self.quantizer.group_size, columns, name)
+        return PendingWeight(rows, columns, self.quantizer, self.weight_dtype, self.device)
 
     def vector(self, size: int) -> Tensor:
         """Unset [size] in the activations' dtype."""
@@ -83,7 +91,7 @@ class LayerContext:
         """A checkpoint tensor that fills `target` as a whole."""
         self.enter_piece(name, tuple(target.shape), tuple(slice(0, size) for size in target.shape), target)
 
-    def enter_piece(self, name: str, shape: tuple[int, ...], source: Index, target: Tensor) -> None:
+    def enter_piece(self, name: str, shape: tuple[int, ...], source: Index, target: Tensor | PendingRows) -> None:
         """`source` of the checkpoint tensor `name`, whose whole shape is `shape`, fills `target`."""
         slot = self.slots.setdefault(name, WeightSlot(shape, []))
         assert slot.shape == shape, f"{name} is entered with two shapes: {slot.shape} and {shape}"

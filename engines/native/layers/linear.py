@@ -13,19 +13,25 @@ from torch import Tensor
 
 from engines.native.kernels.ops import LinearWeight
 from engines.native.layers.context import LayerContext
+from engines.native.quantization.pending import PendingWeight
 
 
 class Linear:
     """y = x W^T + b: x [num_tokens, K], weight [N, K], bias [N] or None, y [num_tokens, N]."""
 
-    def __init__(self, context: LayerContext, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, context: LayerContext, weight: Tensor | PendingWeight, bias: Tensor | None = None) -> None:
         self.weight: LinearWeight = weight
         self.bias = bias
         self._ops = context.ops
+        self._quantizer = context.quantizer
         context.linears.append(self)
 
     def prepare(self) -> None:
         """To be called once, after loading: hands the weight to the ops, which keep what they compute with."""
+        if isinstance(self.weight, PendingWeight):
+            self.weight = self.weight.finish()
+        elif self._quantizer is not None:  # a table shared with the embedding, which needs it plain
+            self.weight = [self._quantizer.quantize_head(self.weight)]
         self.weight = self._ops.prepare_linear(self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ def column_parallel(context: LayerContext, in_features: int, parts: Sequence[Par
     """Parts fused along the output, each split over the ranks by its units: one product instead of several."""
     taken = [context.shard.take(part.units, part.name) for part in parts]
     rows = [(share.stop - share.start) * part.unit_size for share, part in zip(taken, parts, strict=True)]
-    weight = context.matrix(sum(rows), in_features)
+    weight = context.linear_matrix(sum(rows), in_features, parts[0].name)
     bias_vector = context.vector(sum(rows)) if bias else None
     starts: dict[str, int] = {part.name: 0 for part in parts}
     heights = {name: sum(p.units * p.unit_size for p in parts if p.name == name) for name in starts}
@@ -69,9 +75,9 @@ def row_parallel(context: LayerContext, inputs: Part, out_features: int, bias: b
     """Split over the ranks by input: each rank's product is a summand, and the first rank's holds the bias."""
     share = context.shard.take(inputs.units, inputs.name)
     columns = slice(share.start * inputs.unit_size, share.stop * inputs.unit_size)
-    weight = context.matrix(out_features, columns.stop - columns.start)
+    weight = context.linear_matrix(out_features, columns.stop - columns.start, inputs.name)
     shape = (out_features, inputs.units * inputs.unit_size)
-    context.enter_piece(f"{inputs.name}.weight", shape, (slice(0, out_features), columns), weight)
+    context.enter_piece(f"{inputs.name}.weight", shape, (slice(0, out_features), columns), weight[:])
     bias_vector = None
     if bias:
         bias_vector = context.vector(out_features)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from engines.native.layers.context import Index
+from engines.native.layers.index import Index
 from engines.native.weights.source import TensorInfo
 
 _DEVIATION = 0.02  # of a common initialization: activations neither vanish nor overflow
@@ -32,3 +32,6 @@ class DummySource:
             values.add_(1.0)
         if not whole:
             target.copy_(values[index])
+
+    def read_quantized(self, name: str, index: Index) -> None:
+        """Nothing is quantized here."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engines.errors import EngineUnavailable
 from engines.native.gguf_metadata import GGUFError, GGUFTensor, read_gguf_header
-from engines.native.layers.context import Index
+from engines.native.layers.index import Index
 from engines.native.models.gguf_config import gguf_family
 from engines.native.models.model_config import ModelConfig
 from engines.native.weights.gguf_dequantize import StorageType, dequantize_rows, storage_type
@@ -85,6 +85,9 @@ class GGUFSource:
             whole_rows = torch.empty(data.shape[0], entry.columns)
             dequantize_rows(data, entry.storage, whole_rows)
             target.copy_(whole_rows[:, index[1]])
+
+    def read_quantized(self, name: str, index: Index) -> None:
+        """Nothing is quantized here."""
 
 
 class _Entry(NamedTuple):

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from engines.errors import EngineUnavailable
 from engines.native.kernels.ops import Ops
 from engines.native.layers.context import LayerContext, WeightSlot
 from engines.native.models import CausalLM, model_class
 from engines.native.models.model_config import ModelConfig
+from engines.native.quantization.pending import PendingRows
+from engines.native.quantization.weight import Quantizer
 from engines.native.weights import OnProgress, no_progress
 from engines.native.weights.dummy import DummySource
 from engines.native.weights.gguf import GGUFSource
@@ -40,6 +43,7 @@ def load_model(
     load_format: Literal["auto", "dummy"] = "auto",
     seed: int = 0,
     on_progress: OnProgress = no_progress,
+    quantizer: Quantizer | None = None,
 ) -> CausalLM:
     """Build the model that `config` describes and fill it from `path`, a folder of safetensors or a .gguf file.
 
@@ -47,7 +51,7 @@ def load_model(
     (default: the model's own context). Progress is told in bytes of the files. Raises EngineUnavailable naming the
     files or tensors that do not fit.
     """
-    context = LayerContext(ops=ops, device=device, dtype=dtype, weight_dtype=weight_dtype or dtype)
+    context = LayerContext(ops=ops, device=device, dtype=dtype, weight_dtype=weight_dtype or dtype, quantizer=quantizer)
     model = model_class(config.architecture)(config, context, max_model_len or config.context_length)
     source: WeightSource
     if load_format == "dummy":
@@ -58,10 +62,27 @@ def load_model(
         source = GGUFSource(path, config)
     _check_names(context.slots, source, model)
     _fill(context.slots, source, on_progress)
+    plain = _plain_tensors(context, config)
     context.slots.clear()  # the views would keep each weight alive after its replacement below
     for linear in context.linears:
         linear.prepare()
+    if quantizer is not None:
+        products = [tensor for linear in context.linears for tensor in linear.weight.tensors()]
+        model.weight_bytes = _resident_bytes([*plain, *products])
     return model
+
+
+def _plain_tensors(context: LayerContext, config: ModelConfig) -> list[Tensor]:
+    """What was loaded and stays as it is, besides linear layers' weights: embedding, norms, biases."""
+    heads = () if config.tie_word_embeddings else tuple(id(linear.weight) for linear in context.linears)
+    targets = [piece.target for slot in context.slots.values() for piece in slot.pieces]
+    return [target for target in targets if isinstance(target, Tensor) and id(target) not in heads]
+
+
+def _resident_bytes(tensors: Iterable[Tensor]) -> int:
+    """Memory of tensors that may share it."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
 
 
 def _check_names(slots: dict[str, WeightSlot], source: WeightSource, model: CausalLM) -> None:
@@ -94,7 +115,10 @@ def _fill(slots: dict[str, WeightSlot], source: WeightSource, on_progress: OnPro
 
     def read(name: str) -> int:
         for index, target in slots[name].pieces:
-            source.read(name, index, target)
+            if isinstance(target, PendingRows):
+                target.fill(source, name, index, slots[name].shape)
+            else:
+                source.read(name, index, target)
         return source.tensors[name].stored_bytes
 
     with _one_thread_per_operation() as num_threads, ThreadPoolExecutor(num_threads) as pool:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engines.errors import EngineUnavailable
-from engines.native.layers.context import Index
+from engines.native.layers.index import Index
 from engines.native.weights.source import TensorInfo
 
 _INDEX = "model.safetensors.index.json"
@@ -41,6 +41,9 @@ class SafetensorsSource:
         whole = all(part == slice(0, size) for part, size in zip(index, self.tensors[name].shape, strict=True))
         file = self._files[name]
         target.copy_(file.get_tensor(name) if whole else file.get_slice(name)[index])
+
+    def read_quantized(self, name: str, index: Index) -> None:
+        """Nothing is quantized here."""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from engines.native.layers.context import Index
+from engines.native.layers.index import Index
+from engines.native.quantization.weight import QuantizedWeight
 
 
 class TensorInfo(NamedTuple):
@@ -23,4 +24,9 @@ class WeightSource(Protocol):
 
     def read(self, name: str, index: Index, target: Tensor) -> None:
         """Copy the part `index` of a tensor into `target`, which has its shape, converting dtype and device."""
+        ...
+
+    def read_quantized(self, name: str, index: Index) -> QuantizedWeight | None:
+        """The part `index` of a matrix as the checkpoint quantized it; None where it did not, or where only `read`
+        has it. Raises EngineUnavailable where the part cannot be cut out of its groups."""
         ...

@@ -108,3 +108,17 @@ def test_sequences_without_tokens_give_zeros() -> None:
     empty = dataclasses.replace(batch.metadata, seq_lens=torch.zeros(1, dtype=torch.int32))
     got = reference.paged_attention(batch.query, batch.key_cache, batch.value_cache, empty, 1.0)
     assert torch.equal(got, torch.zeros_like(batch.query))
+
+
+def test_a_cache_in_fp8_holds_keys_and_values_to_its_precision_and_saturates() -> None:
+    cos_sin = torch.cat([torch.ones(4, 4), torch.zeros(4, 4)], dim=1)  # no rotation
+    qkv = torch.randn(2, 3 * 8)
+    qkv[1, 9] = 1e6
+    key_cache, value_cache = (torch.zeros(1, 4, 1, 8).to(torch.float8_e4m3fn) for _ in range(2))
+    slots = torch.tensor([2, 1])
+    reference.rope_and_cache(
+        qkv, torch.arange(2), cos_sin, None, None, 1e-6, key_cache, value_cache, slots, 1, 1, 8
+    )  # fmt: skip
+    keys, values = key_cache.float()[0, slots, 0], value_cache.float()[0, slots, 0]
+    torch.testing.assert_close(keys, qkv[:, 8:16].clamp(max=448.0), atol=2e-3, rtol=2**-4)
+    torch.testing.assert_close(values, qkv[:, 16:], atol=2e-3, rtol=2**-4)

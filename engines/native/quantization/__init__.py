@@ -1,0 +1,73 @@
+"""Quantization: one file per scheme. `choose_quantizer` is the table from a setting to a scheme.
+
+weight.py has the value that all share; pending.py the moment of quantization. Kernels are under kernels/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from engines.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from config.engines import NativeSettings
+    from engines.native.quantization.weight import Quantizer
+
+_DEFAULT_INT4_GROUP = 64
+
+
+def choose_quantizer(section: NativeSettings) -> Quantizer | None:
+    """The scheme of `quantize`, or None. Raises EngineUnavailable for a group size that the scheme cannot have."""
+    name, group_size = section.quantize, section.quantize_group_size
+    if group_size is not None and name != "int4":
+        others = {"none": "nothing is quantized", "nf4": "its groups are 64", "fp4": "its groups are 64"}
+        problem = others.get(name, "a scale is for a whole channel")
+        raise EngineUnavailable(
+            f"quantize_group_size is for int4; with quantize '{name}' {problem}.",
+            field="quantize_group_size",
+        )
+    return _SCHEMES[name](group_size or _DEFAULT_INT4_GROUP) if name != "none" else None
+
+
+def _fp8(_group_size: int) -> Quantizer:
+    from engines.native.quantization.fp8 import Fp8Quantizer
+
+    return Fp8Quantizer()
+
+
+def _int8(_group_size: int) -> Quantizer:
+    from engines.native.quantization.int8 import Int8Quantizer
+
+    return Int8Quantizer()
+
+
+def _int4(group_size: int) -> Quantizer:
+    from engines.native.quantization.int4 import CHUNK, Int4Quantizer
+
+    if group_size % CHUNK:
+        raise EngineUnavailable(
+            f"quantize_group_size is {group_size}; int4 takes multiples of {CHUNK}.", field="quantize_group_size"
+        )
+    return Int4Quantizer(group_size)
+
+
+def _nf4(_group_size: int) -> Quantizer:
+    from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
+
+    return BitsAndBytesQuantizer("nf4")
+
+
+def _fp4(_group_size: int) -> Quantizer:
+    from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
+
+    return BitsAndBytesQuantizer("fp4")
+
+
+_SCHEMES: Mapping[str, Callable[[int], Quantizer]] = {
+    "fp8": _fp8,
+    "int8": _int8,
+    "int4": _int4,
+    "nf4": _nf4,
+    "fp4": _fp4,
+}

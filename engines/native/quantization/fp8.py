@@ -1,0 +1,46 @@
+"""fp8: weights in e4m3 (1 sign, 4 exponent and 3 mantissa bits, no infinity) with a scale per output channel.
+
+On GPUs whose tensor cores multiply e4m3, products of many tokens quantize their activations too, one scale per token
+(W8A8); everywhere else, and for few tokens, the weight alone is in fp8. `quantize_tokens` is the meaning of the former.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engines.native.quantization.weight import Format, QuantizedWeight, row_scales
+
+LARGEST = 448.0  # of e4m3
+
+
+def _decode(codes: Tensor) -> Tensor:
+    return codes.float()
+
+
+FP8 = Format("fp8", 1, 1, _decode)
+"""Codes are float8_e4m3fn [N, K], a code its own value."""
+
+
+class Fp8Quantizer:
+    """See weight.Quantizer."""
+
+    name = "fp8"
+    group_size = 0
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        scales = row_scales(weight, LARGEST)
+        return QuantizedWeight(FP8, to_e4m3(weight.float() / scales), scales)
+
+    quantize_head = quantize
+
+
+def to_e4m3(values: Tensor) -> Tensor:
+    """Rounded to nearest even; what is too large becomes the largest, not NaN."""
+    return values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations [num_tokens, K] to (float8_e4m3fn of that shape, scales [num_tokens, 1] float32)."""
+    scales = row_scales(x, LARGEST)
+    return to_e4m3(x.float() / scales), scales

@@ -1,0 +1,85 @@
+"""int4, weight only: four bits a weight, a scale and an offset for each group of columns.
+
+Also the form in which GPTQ, AWQ, W4A16 checkpoints and GGUF's 4-bit types are kept: all are affine in their codes.
+
+Layout: a 32-bit word holds eight codes, and four consecutive words hold 32 consecutive columns. Nibble i of word j has
+column 4 * i + j of its 32, so that a kernel that takes nibble i of four words at once needs four neighbouring columns
+of x, and unpacking moves nothing between threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engines.native.quantization.int8 import Int8Quantizer
+from engines.native.quantization.weight import Format, QuantizedWeight
+
+CHUNK = 32  # columns that are stored together
+MIDDLE = 8  # the code that stands for zero where there is no offset
+_WORDS, _NIBBLES = 4, 8  # of a chunk, of a word
+_ROWS_AT_ONCE = 1024
+_SHRINKS = tuple(1.0 - step / 20 for step in range(9))  # of a group's range: outliers may be cut off
+
+
+def pack_words(codes: Tensor) -> Tensor:
+    """[N, K] integers of 0 to 15, K a multiple of 32, to int32 words [N, K / 8]."""
+    nibbles = codes.to(torch.int32).view(codes.shape[0], -1, _NIBBLES, _WORDS)
+    words = torch.zeros(nibbles.shape[0], nibbles.shape[1], _WORDS, dtype=torch.int32, device=codes.device)
+    for nibble in range(_NIBBLES):
+        words |= nibbles[:, :, nibble] << (4 * nibble)
+    return words.flatten(1)
+
+
+def unpack_words(words: Tensor) -> Tensor:
+    """int32 words [N, K / 8] to int32 codes [N, K] of 0 to 15."""
+    chunks = words.view(words.shape[0], -1, 1, _WORDS)
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device).view(1, 1, _NIBBLES, 1)
+    return ((chunks >> shifts) & 15).flatten(1)
+
+
+def _decode(words: Tensor) -> Tensor:
+    return (unpack_words(words) - MIDDLE).float()
+
+
+INT4 = Format("int4", 8, CHUNK, _decode)
+"""Codes are int32 words [N, K / 8]; a code q stands for q - 8."""
+
+
+class Int4Quantizer:
+    """See weight.Quantizer. A group's range is the one, of a few cut at the ends, that errs least in squares."""
+
+    name = "int4"
+
+    def __init__(self, group_size: int = 64) -> None:
+        assert group_size % CHUNK == 0
+        self.group_size = group_size
+
+    def quantize(self, weight: Tensor) -> QuantizedWeight:
+        parts = [_quantize(rows, self.group_size) for rows in weight.split(_ROWS_AT_ONCE)]
+        codes, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return QuantizedWeight(INT4, codes, scales, offsets)
+
+    quantize_head = Int8Quantizer.quantize
+
+
+def _quantize(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    groups = weight.float().unflatten(1, (-1, group_size))
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    best_error = torch.full_like(low, float("inf"))
+    best = [torch.zeros_like(low), torch.zeros_like(low)]
+    for shrink in _SHRINKS:
+        # Stored in float16, so the codes are chosen for what is stored. A group of one value has any scale.
+        scale = ((high - low) * (shrink / 15)).clamp(min=1e-7).half().float()
+        offset = ((high + low) / 2 + scale / 2).half().float()
+        error = (_codes(groups, scale, offset) * scale + offset - groups).square().sum(2, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = [torch.where(better, new, old) for new, old in zip((scale, offset), best, strict=True)]
+    scale, offset = best
+    codes = (_codes(groups, scale, offset) + MIDDLE).flatten(1)
+    return pack_words(codes), scale.squeeze(2).half(), offset.squeeze(2).half()
+
+
+def _codes(groups: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    return ((groups - offset) / scale).round_().clamp_(-MIDDLE, 15 - MIDDLE)

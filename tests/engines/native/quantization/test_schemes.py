@@ -1,0 +1,141 @@
+"""Each scheme's codes mean what the reference says, err by no more than they must, and can be cut for ranks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.engines import NativeSettings
+from engines.errors import EngineUnavailable
+from engines.native.quantization import choose_quantizer
+from engines.native.quantization.bitsandbytes import FORMATS, load_library, pack, unpack
+from engines.native.quantization.fp8 import LARGEST, quantize_tokens
+from engines.native.quantization.int4 import pack_words, unpack_words
+from engines.native.quantization.weight import Quantizer, check_groups, join
+
+SCHEMES = pytest.mark.parametrize(
+    ("scheme", "bits", "error"),
+    [("fp8", 8.2, 0.03), ("int8", 8.2, 0.012), ("int4", 4.6, 0.1), ("nf4", 4.6, 0.1), ("fp4", 4.6, 0.14)],
+    ids=["fp8", "int8", "int4", "nf4", "fp4"],
+)
+
+NAMES = pytest.mark.parametrize("scheme", ["fp8", "int8", "int4", "nf4", "fp4"])
+
+
+def quantizer(scheme: str, **settings: object) -> Quantizer:
+    chosen = choose_quantizer(NativeSettings.model_validate({"quantize": scheme, **settings}))
+    assert chosen is not None
+    return chosen
+
+
+def matrix(rows: int = 96, columns: int = 256) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows * columns)
+    return torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator)
+
+
+@SCHEMES
+def test_a_scheme_keeps_a_matrix_in_its_bits_within_its_error(scheme: str, bits: float, error: float) -> None:
+    weight = matrix()
+    quantized = quantizer(scheme).quantize(weight)
+    assert not isinstance(quantized, torch.Tensor)
+    assert quantized.shape == weight.shape
+    assert quantized.nbytes * 8 / weight.numel() < bits
+    assert (quantized.dequantize() - weight).norm() < error * weight.norm()
+
+
+@NAMES
+def test_rows_and_groups_cut_and_join_without_changing_a_weight(scheme: str) -> None:
+    quantized = quantizer(scheme).quantize(matrix())
+    assert not isinstance(quantized, torch.Tensor)
+    whole = quantized.dequantize()
+    part = quantized.part(slice(5, 40), slice(64, 192))
+    assert torch.equal(part.dequantize(), whole[5:40, 64:192])
+    halves = [quantized.part(rows, slice(0, 256)) for rows in (slice(0, 40), slice(40, 96))]
+    assert torch.equal(join(halves).dequantize(), whole)
+
+
+@NAMES
+def test_rows_are_quantized_alone(scheme: str) -> None:
+    weight = matrix()
+    whole, part = quantizer(scheme).quantize(weight), quantizer(scheme).quantize(weight[7:20])
+    assert not isinstance(whole, torch.Tensor)
+    assert not isinstance(part, torch.Tensor)
+    assert torch.equal(whole.dequantize()[7:20], part.dequantize())
+
+
+@NAMES
+def test_a_matrix_of_zeros_stays_zero(scheme: str) -> None:
+    quantized = quantizer(scheme).quantize(torch.zeros(4, 128))
+    assert not isinstance(quantized, torch.Tensor)
+    assert torch.count_nonzero(quantized.dequantize().abs() > 1e-6) == 0
+
+
+@given(st.lists(st.integers(0, 15), min_size=64, max_size=64))
+def test_words_hold_every_code(codes: list[int]) -> None:
+    tensor = torch.tensor(codes).view(2, 32)
+    words = pack_words(tensor)
+    assert words.shape == (2, 4)
+    assert torch.equal(unpack_words(words).long(), tensor)
+    assert torch.equal(unpack(pack(tensor)).long(), tensor)
+
+
+def test_nibble_i_of_word_j_holds_column_4i_plus_j() -> None:
+    codes = torch.zeros(1, 32, dtype=torch.int64)
+    codes[0, 4 * 5 + 2] = 9
+    assert pack_words(codes).tolist() == [[0, 0, 9 << 20, 0]]
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_four_bit_floats_mean_what_the_library_says(name: str) -> None:
+    weight = matrix()
+    library = load_library("test")
+    codes, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type=name)
+    quantized = quantizer(name).quantize(weight)
+    assert not isinstance(quantized, torch.Tensor)
+    assert quantized.format is FORMATS[name]
+    assert torch.equal(quantized.dequantize(), library.dequantize_4bit(codes, state))
+
+
+def test_tokens_keep_their_largest_magnitude_in_fp8() -> None:
+    x = matrix(5, 64)
+    x[3] = 0
+    codes, scales = quantize_tokens(x)
+    assert codes.dtype == torch.float8_e4m3fn
+    assert codes.float().abs().amax(dim=1)[:3].tolist() == [LARGEST] * 3
+    torch.testing.assert_close(codes.float() * scales, x, atol=0, rtol=0.07)
+
+
+def test_smaller_groups_err_less() -> None:
+    weight = matrix(64, 512)
+    errors = []
+    for group_size in (32, 64, 128):
+        quantized = quantizer("int4", quantize_group_size=group_size).quantize(weight)
+        assert not isinstance(quantized, torch.Tensor)
+        errors.append(float((quantized.dequantize() - weight).norm()))
+    assert errors == sorted(errors)
+
+
+def test_groups_that_do_not_divide_are_refused_by_size_and_width() -> None:
+    with pytest.raises(EngineUnavailable, match=r"groups of 128 .* down_proj, .* 576 input columns .* 128 does not"):
+        check_groups("int4", 128, 576, "down_proj")
+    quantized = quantizer("int4").quantize(matrix())
+    assert not isinstance(quantized, torch.Tensor)
+    with pytest.raises(EngineUnavailable, match="falls within a group"):
+        quantized.part(slice(None), slice(0, 96))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quantize": "fp8", "quantize_group_size": 64}, "is for int4; with quantize 'fp8'"),
+        ({"quantize_group_size": 64}, "nothing is quantized"),
+        ({"quantize": "nf4", "quantize_group_size": 32}, "its groups are 64"),
+        ({"quantize": "int4", "quantize_group_size": 48}, "takes multiples of 32"),
+    ],
+    ids=["per channel", "none", "fixed", "not a multiple"],
+)
+def test_a_group_size_that_makes_no_sense_is_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(EngineUnavailable, match=words):
+        choose_quantizer(NativeSettings.model_validate(settings))
