@@ -18,6 +18,23 @@ import msgspec
 # --- client -> core ---------------------------------------------------------------------------------------------------
 
 
+GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID = range(4)
+
+
+class Watermark(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a sequence's tokens are marked; fields that a scheme does not have are without effect. Not to be logged."""
+
+    scheme: int  # one of the four above
+    key: int  # 64 bits, from the secret
+    context_width: int  # tokens before the marked one that its mark depends on
+    threshold: int = 0  # green lists: the share of green tokens, times 2**32
+    delta: float = 0.0  # green lists: added to green logits
+    depth: int = 0  # SynthID-Text: layers of the tournament, at most 32
+
+    def __repr__(self) -> str:
+        return f"Watermark(scheme={self.scheme})"
+
+
 class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the core needs to choose tokens and to stop: SamplingParams resolved to numbers, text left outside.
 
@@ -40,6 +57,7 @@ class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
     logprobs: int = -1  # alternatives per token; -1 = no logprobs
     prompt_logprobs: int = -1
+    watermark: Watermark | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -5,6 +5,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
+@dataclass(slots=True)
+class NoiseKeys:
+    """What keys the noise of each row's draw, [B] int64 each; a watermark puts its own in their place."""
+
+    seeds: Tensor
+    positions: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingBatch:
     """B sequences that get one token each. Entry i of everything belongs to row i of the logits.
@@ -14,6 +22,7 @@ class SamplingBatch:
     lengths:     [B] int64         known tokens, prompt and generated
     token_table: [max_rows, max_len] int32   the known tokens of each row; what lies behind a row's length is ignored
     row_list, length_list          `rows` and `lengths` on the host
+    noise:       seeds, and `positions`; means something where a row is drawn at random
     """
 
     rows: Tensor
@@ -22,3 +31,4 @@ class SamplingBatch:
     token_table: Tensor
     row_list: list[int]
     length_list: list[int]
+    noise: NoiseKeys

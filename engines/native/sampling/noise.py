@@ -62,13 +62,13 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
 
 
 def _absorb(words: tuple[Tensor, Tensor, Tensor], init: int) -> Tensor:
-    hashed = _mix(words[0] ^ init)
+    hashed = mix(words[0] ^ init)
     for word in words[1:]:
-        hashed = _mix((hashed * 5 + word) & _WORD)
+        hashed = mix((hashed * 5 + word) & _WORD)
     return hashed
 
 
-def _mix(hashed: Tensor) -> Tensor:
+def mix(hashed: Tensor) -> Tensor:
     """mix() on int64 tensors that hold 32-bit words."""
     hashed = hashed ^ (hashed >> 16)
     hashed = (hashed * MIX_MULTIPLIER_1) & _WORD

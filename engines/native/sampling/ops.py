@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engines.native.sampling import torch_core
+from engines.native.sampling import torch_core, torch_watermark
+from engines.native.sampling.torch_watermark import MarkedRows
 
 
 class Greedy(Protocol):
@@ -34,16 +35,58 @@ class MaskTypical(Protocol):
     def __call__(self, logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor, typical_p: Tensor) -> None: ...
 
 
+class MaskFiltered(Protocol):
+    def __call__(
+        self, logits: Tensor, at: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+    ) -> None: ...
+
+
+class MarkTokens(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        token_table: Tensor,
+        rows: Tensor,
+        lengths: Tensor,
+        marked: MarkedRows,
+        seeds: Tensor,
+        positions: Tensor,
+    ) -> None: ...
+
+
+class FreshContexts(Protocol):
+    def __call__(
+        self, token_table: Tensor, rows: Tensor, lengths: Tensor, marked: MarkedRows
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Compete(Protocol):
+    def __call__(
+        self,
+        logits: Tensor,
+        at: Tensor,
+        keys: Tensor,
+        is_marked: Tensor,
+        temperature: Tensor,
+        depths: Tensor,
+        num_layers: int,
+    ) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOps:
-    """The functions of torch_core.py, which says what each means, in one implementation."""
+    """The functions of torch_core.py and torch_watermark.py, which say what each means, in one implementation."""
 
-    greedy: Greedy
-    sample_core: SampleCore
-    mask_typical: MaskTypical
+    greedy: Greedy = torch_core.greedy
+    sample_core: SampleCore = torch_core.sample_core
+    mask_typical: MaskTypical = torch_core.mask_typical
+    mask_filtered: MaskFiltered = torch_core.mask_filtered
+    mark_tokens: MarkTokens = torch_watermark.mark_tokens
+    fresh_contexts: FreshContexts = torch_watermark.fresh_contexts
+    compete: Compete = torch_watermark.compete
 
 
-TORCH_OPS = SamplingOps(torch_core.greedy, torch_core.sample_core, torch_core.mask_typical)
+TORCH_OPS = SamplingOps()
 
 
 def sampling_ops(device: torch.device) -> SamplingOps:

@@ -8,12 +8,18 @@ This is the one place that says in which order a request's parameters act. For e
     4. min_tokens            stop tokens get -inf until enough tokens are generated
     5. repetition_penalty    tokens of prompt and output: divided where positive, multiplied where negative
     6. frequency_penalty, presence_penalty    generated tokens: subtracted
-    7. temperature           divides; 0 takes the largest logit and ends here
-    8. min_p                 keeps what is at least min_p times as likely as the likeliest token
-    9. typical_p             keeps the most typical tokens
-   10. top_k                 keeps the k likeliest
-   11. top_p                 keeps the likeliest tokens that reach top_p of what top_k left
-   12. one token is drawn: the largest log-probability plus Gumbel noise keyed by seed, position and token id
+    7. watermark, green list    adds delta to the logits of green tokens
+    8. temperature           divides; 0 takes the largest logit and ends here
+    9. min_p                 keeps what is at least min_p times as likely as the likeliest token
+   10. typical_p             keeps the most typical tokens
+   11. top_k                 keeps the k likeliest
+   12. top_p                 keeps the likeliest tokens that reach top_p of what top_k left
+   13. watermark, synthid    lets what is kept compete, which leaves it the same on average over keys
+   14. one token is drawn: the largest log-probability plus Gumbel noise keyed by seed, position and token id, or, for
+       the watermark gumbel, by its key, the tokens before and token id
+
+Only step 7 and a ban act on greedy rows; what a later watermark would mark is the draw, and they have none. No mark can
+bring back a token that was banned or filtered.
 
 All but typical_p is in vLLM's order (bias and bans commute), so parameters tuned there mean the same here. Hugging
 Face and TGI put min_p and typical_p last: that differs only where one of them is combined with top_k or top_p.
@@ -32,11 +38,12 @@ from torch import Tensor
 
 from engines.native.sampling import logits_processors
 from engines.native.sampling import state as columns
-from engines.native.sampling.batch import SamplingBatch
+from engines.native.sampling.batch import NoiseKeys, SamplingBatch
 from engines.native.sampling.logits_processors import LogitsProcessor
 from engines.native.sampling.logprobs import Logprobs, score
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import Feature, SamplingState, on_device
+from engines.native.sampling.watermark import MarkTokens, Tournament
 
 PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     logits_processors.LogitBias,
@@ -44,9 +51,12 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     logits_processors.MinTokens,
     logits_processors.RepetitionPenalty,
     logits_processors.OccurrencePenalties,
+    MarkTokens,
     logits_processors.TypicalP,
+    Tournament,
 )
-"""Steps 2 to 6 and 9, in the order in which they run."""
+"""Steps 2 to 7, 10 and, for rows that have a 13, 9 to 13, in the order in which they run. Which keys a 14 uses is
+decided in 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,7 @@ class SamplerOutput:
 
 @dataclass(frozen=True, slots=True)
 class CoreParams:
-    """Steps 7 to 12 of a batch with a random row: arguments of SamplingOps.sample_core, [B] each, None = off."""
+    """Steps 8 to 14 of a batch with a random row: arguments of SamplingOps.sample_core, [B] each, None = off."""
 
     temperature: Tensor  # float32
     top_k: Tensor | None  # int64
@@ -109,23 +119,26 @@ class Sampler:
             token_table=token_table,
             row_list=row_list,
             length_list=length_list,
+            noise=NoiseKeys(positions, positions),
         )
         assert logits.shape == (len(row_list), self.state.vocab_size), "logits do not fit the batch"
         plan = self._plan_for(batch)
+        if plan.core is not None:
+            batch.noise.seeds = plan.core.seeds
         distribution = logits[plan.logprobs_index].log_softmax(dim=1) if plan.logprobs_at else None
         for processor in plan.processors:
             processor.apply(logits, batch)
-        token_ids = self._choose(logits, plan.core, positions)
+        token_ids = self._choose(logits, plan.core, batch.noise)
         if distribution is None:
             return SamplerOutput(token_ids, None)
         chosen = token_ids[plan.logprobs_index]
         return SamplerOutput(token_ids, score(distribution, chosen, plan.logprobs_at, plan.logprobs_counts))
 
-    def _choose(self, logits: Tensor, core: CoreParams | None, positions: Tensor) -> Tensor:
+    def _choose(self, logits: Tensor, core: CoreParams | None, noise: NoiseKeys) -> Tensor:
         if core is None:
             return self._ops.greedy(logits)
         return self._ops.sample_core(
-            logits, core.temperature, core.top_k, core.top_p, core.min_p, core.seeds, positions
+            logits, core.temperature, core.top_k, core.top_p, core.min_p, noise.seeds, noise.positions
         )
 
     def _plan_for(self, batch: SamplingBatch) -> SamplingPlan:
@@ -149,15 +162,20 @@ class Sampler:
             row_list=row_list,
             version=state.version,
             processors=processors,
-            core=self._core_params(batch.rows, union) if union & Feature.RANDOM else None,
+            core=self._core_params(batch.rows, features, union) if union & Feature.RANDOM else None,
             logprobs_at=logprobs_at.tolist(),
             logprobs_index=on_device(logprobs_at, state.device),
             logprobs_counts=[state.params(row_list[i]).logprobs for i in logprobs_at],
         )
 
-    def _core_params(self, rows: Tensor, union: int) -> CoreParams:
+    def _core_params(self, rows: Tensor, features: np.ndarray, union: int) -> CoreParams:
         floats = self.state.floats.index_select(1, rows)
         ints = self.state.ints.index_select(1, rows)
+        if union & Feature.TOURNAMENT:  # whose tokens are filtered before they compete, and not again
+            filtered = on_device((features & Feature.TOURNAMENT) != 0, self.state.device)
+            ints[columns.TOP_K].masked_fill_(filtered, 0)
+            floats[columns.TOP_P].masked_fill_(filtered, 1.0)
+            floats[columns.MIN_P].masked_fill_(filtered, 0.0)
         return CoreParams(
             temperature=floats[columns.TEMPERATURE],
             top_k=ints[columns.TOP_K] if union & Feature.TOP_K else None,

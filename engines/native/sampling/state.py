@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.native.types import TokenParams
+from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, TokenParams
 
 # Below this temperature the draw could only break ties, and dividing by it costs precision: such a row is greedy.
 GREEDY_BELOW = 1e-5
@@ -34,6 +34,8 @@ class Feature(IntFlag):
     BAD_WORDS = 256
     MIN_TOKENS = 512
     LOGPROBS = 1024
+    MARKED = 2048  # a watermark of logits or noise
+    TOURNAMENT = 4096  # a watermark of the distribution
 
 
 class SamplingState:
@@ -104,6 +106,7 @@ def on_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _features(params: TokenParams, greedy: bool, vocab_size: int) -> Feature:
+    scheme = -1 if params.watermark is None else params.watermark.scheme
     wanted = {
         Feature.RANDOM: not greedy,
         Feature.TOP_K: not greedy and 0 < params.top_k < vocab_size,
@@ -116,6 +119,8 @@ def _features(params: TokenParams, greedy: bool, vocab_size: int) -> Feature:
         Feature.BAD_WORDS: bool(params.bad_words),
         Feature.MIN_TOKENS: params.min_tokens > 0 and bool(params.stop_token_ids),
         Feature.LOGPROBS: params.logprobs >= 0,
+        Feature.MARKED: scheme in (GREEN_LIST, GREEN_LIST_SELF) or (scheme == GUMBEL and not greedy),
+        Feature.TOURNAMENT: scheme == SYNTHID and not greedy,
     }
     features = Feature(0)
     for feature, is_wanted in wanted.items():

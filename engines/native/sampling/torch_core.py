@@ -37,7 +37,7 @@ def sample_core(
     seeds, positions [B] int64: key the noise of noise.py
     """
     greedy_rows = (temperature == 0)[:, None]
-    scores = _scaled(logits, torch.where(greedy_rows[:, 0], 1.0, temperature))
+    scores = scaled(logits, torch.where(greedy_rows[:, 0], 1.0, temperature))
     if min_p is not None:
         scores = scores.masked_fill(scores < min_p.log()[:, None], -torch.inf)
     token_ids = torch.arange(logits.shape[1], device=logits.device)
@@ -57,7 +57,7 @@ def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor,
 
     logits [B, V] float32; at [n] int64, the rows to work on; temperature (> 0), min_p, typical_p [n] float32.
     """
-    scores = _scaled(logits[at], temperature)
+    scores = scaled(logits[at], temperature)
     scores = scores.masked_fill_(scores < min_p.log()[:, None], -torch.inf)
     probs = scores.double().softmax(dim=1)
     depths = -scores
@@ -70,7 +70,20 @@ def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor,
     logits[at] = logits[at].masked_fill(~kept | scores.isneginf(), -torch.inf)
 
 
-def _scaled(logits: Tensor, temperature: Tensor) -> Tensor:
+def mask_filtered(logits: Tensor, at: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> None:
+    """Sets to -inf, in place, what min-p, top-k and top-p of sample_core would not keep.
+
+    logits [B, V] float32; at [n] int64, the rows to work on; temperature (> 0), top_k, top_p, min_p [n].
+    """
+    scores = scaled(logits[at], temperature)
+    scores = scores.masked_fill_(scores < min_p.log()[:, None], -torch.inf)
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    kept_in_order = kept_prefix(scores, top_k, top_p) & ~scores.isneginf()
+    kept = torch.empty_like(kept_in_order).scatter_(1, order, kept_in_order)
+    logits[at] = logits[at].masked_fill(~kept, -torch.inf)
+
+
+def scaled(logits: Tensor, temperature: Tensor) -> Tensor:
     """(logits - max) / temperature: at most 0, so that a small temperature cannot overflow to +inf."""
     return (logits - logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)) / temperature[:, None]
 

@@ -1,0 +1,187 @@
+"""Watermarks on logits in plain PyTorch, on any device: the meaning that kernels/triton_watermark.py keeps.
+
+The hash is that of watermark/prf.py, for a whole vocabulary at once. Everything is a function of a row's own tokens and
+its key, read from the device's table of tokens: so a mark is the same alone and in a batch, before and after a
+preemption, and when the token before it is not known to the host yet.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engines.native.sampling import torch_core
+from engines.native.sampling.noise import mix, random_bits
+from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL
+from engines.native.watermark import prf
+
+ROUND_LAYERS = 10  # layers of a tournament that are played at a time
+_WORD = 0xFFFFFFFF
+_MASS_UNIT = 2.0**32  # the likeliest token's weight, in units of which masses are summed exactly
+
+
+@dataclass(frozen=True, slots=True)
+class MarkedRows:
+    """n rows of a batch that are marked, on the device.
+
+    at: [n] int64, batch position; keys, widths, num_prompt_tokens, thresholds: [n] int64; deltas: [n] float32;
+    schemes: [n] int64 and on the host. Rows of SynthID-Text have in `thresholds` the depth of their tournament.
+    """
+
+    at: Tensor
+    schemes: Tensor
+    keys: Tensor
+    widths: Tensor
+    num_prompt_tokens: Tensor
+    thresholds: Tensor
+    deltas: Tensor
+    scheme_list: list[int]
+    max_width: int
+
+    def only(self, *schemes: int) -> "MarkedRows | None":
+        chosen = [i for i, scheme in enumerate(self.scheme_list) if scheme in schemes]
+        if len(chosen) == len(self.scheme_list):
+            return self
+        if not chosen:
+            return None
+        fields = (self.at, self.schemes, self.keys, self.widths, self.num_prompt_tokens, self.thresholds, self.deltas)
+        return MarkedRows(
+            *(field[chosen] for field in fields), [self.scheme_list[i] for i in chosen], max_width=self.max_width
+        )
+
+
+def mark_tokens(
+    logits: Tensor,
+    token_table: Tensor,
+    rows: Tensor,
+    lengths: Tensor,
+    marked: MarkedRows,
+    seeds: Tensor,
+    positions: Tensor,
+) -> None:
+    """Green lists and Gumbel-max, in place.
+
+    A green row's logits rise by delta where the token is green. A Gumbel row's seed and position, which key the noise
+    of its draw, become the context's key and the scheme's domain, where the context is whole and fresh.
+
+    logits [B, V] float32; token_table [max_rows, max_len] int32; rows, lengths, seeds, positions [B] int64.
+    """
+    for scheme, bits_of in ((GREEN_LIST, _list_bits), (GREEN_LIST_SELF, _self_hash_bits)):
+        green = marked.only(scheme)
+        if green is not None:
+            context = _context(token_table, rows, lengths, green)
+            whole = (lengths[green.at] >= green.widths)[:, None]
+            bits = bits_of(green, context, torch.arange(logits.shape[1], device=logits.device))
+            bias = torch.where((bits < green.thresholds[:, None]) & whole, green.deltas[:, None], 0.0)
+            logits.index_add_(0, green.at, bias)
+    gumbel = marked.only(GUMBEL)
+    if gumbel is not None:
+        keys, is_fresh = fresh_contexts(token_table, rows, lengths, gumbel)
+        seeds[gumbel.at] = torch.where(is_fresh, keys, seeds[gumbel.at])
+        positions[gumbel.at] = torch.where(is_fresh, prf.GUMBEL_DOMAIN, positions[gumbel.at])
+
+
+def fresh_contexts(token_table: Tensor, rows: Tensor, lengths: Tensor, marked: MarkedRows) -> tuple[Tensor, Tensor]:
+    """Each row's context key [n] int64, and [n] bool: whether its last generated tokens are as many as the context has,
+    and were not the context of an earlier generated token."""
+    context = _context(token_table, rows, lengths, marked)
+    lengths = lengths[marked.at]
+    known = token_table[rows[marked.at]]
+    columns = torch.arange(known.shape[1], device=known.device)
+    # Column j is compared as the context of token j: the tokens at j - 1, j - 2 and so on.
+    begins = (marked.num_prompt_tokens + marked.widths)[:, None]
+    repeats = (columns >= begins) & (columns < lengths[:, None])
+    for back in range(1, marked.max_width + 1):
+        is_same = known.roll(back, dims=1) == context[:, -back, None]
+        repeats &= is_same | (back > marked.widths)[:, None]
+    is_whole = lengths - marked.num_prompt_tokens >= marked.widths
+    return _context_keys(marked.keys, context, marked.widths), is_whole & ~repeats.any(dim=1)
+
+
+def compete(
+    logits: Tensor, at: Tensor, keys: Tensor, is_marked: Tensor, temperature: Tensor, depths: Tensor, num_layers: int
+) -> None:
+    """SynthID-Text's tournament (Dathathri et al., Nature 634, 2024, equation 2 with two competitors), in place.
+
+    The distribution softmax(logits / temperature) becomes that of a tournament's winner: in each layer the mass of
+    tokens with a one grows by the share of those with a zero, p <- p * (1 + g - sum of p where g is 1). Over random
+    keys the mean is the distribution itself.
+
+    Tokens with the same bits in some layers grow alike in them, so ROUND_LAYERS layers need only the masses of
+    2**ROUND_LAYERS classes of tokens. Masses are summed as integers: their order does not matter.
+
+    logits [B, V] float32; at [n] int64; keys [n] int64 and is_marked [n] bool as fresh_contexts gives them; temperature
+    [n] float32, positive; depths [n] int64, at most num_layers.
+    """
+    scores = torch_core.scaled(logits[at], temperature)
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    bits = random_bits(keys[:, None], torch.full_like(keys, prf.SYNTHID_DOMAIN)[:, None], token_ids)
+    growth = torch.zeros_like(scores)
+    for first in range(0, num_layers, ROUND_LAYERS):
+        classes = (bits >> first) & (2**ROUND_LAYERS - 1)
+        masses = ((scores + growth).exp() * _MASS_UNIT).round().long()
+        sums = torch.zeros((len(at), 2**ROUND_LAYERS), dtype=torch.int64, device=logits.device)
+        sums.scatter_add_(1, classes, masses)
+        growth += play_round(sums, depths - first).gather(1, classes)
+    growth.masked_fill_(~is_marked[:, None], 0.0)
+    logits[at] = logits[at] + growth * temperature[:, None]
+
+
+def play_round(sums: Tensor, layers: Tensor) -> Tensor:
+    """sums [n, 2**ROUND_LAYERS] int64, each class's mass -> float32 logarithms of what each class grows by.
+
+    layers: [n] int64, how many layers are left to play, negative included. Class c has bit l of c in layer l.
+    """
+    classes = torch.arange(sums.shape[1], device=sums.device)
+    masses = sums.double()
+    masses /= masses.sum(dim=1, keepdim=True).clamp_(min=1.0)
+    growth = torch.ones_like(masses)
+    for layer in range(ROUND_LAYERS):
+        ones = ((classes >> layer) & 1).double()
+        factor = 1.0 + ones - (masses * ones).sum(dim=1, keepdim=True)
+        factor = torch.where((layers > layer)[:, None], factor, 1.0)
+        masses = masses * factor
+        growth = growth * factor
+    return growth.clamp_(min=0.0).log().float()
+
+
+def _context(token_table: Tensor, rows: Tensor, lengths: Tensor, marked: MarkedRows) -> Tensor:
+    """[n, max_width] int64: the last known tokens of each row, rubbish where a row has fewer."""
+    back = torch.arange(-marked.max_width, 0, device=token_table.device)
+    columns = (lengths[marked.at, None] + back).clamp_(min=0)
+    return token_table[rows[marked.at, None], columns].long()
+
+
+def _context_keys(keys: Tensor, context: Tensor, widths: Tensor) -> Tensor:
+    """prf.context_key for each row, of the last `widths` columns of context [n, max_width]; as int64."""
+    low = _fold(keys, context, widths, prf.CONTEXT_INIT_LOW)
+    return low | _fold(keys, context, widths, prf.CONTEXT_INIT_HIGH) << 32
+
+
+def _fold(keys: Tensor, context: Tensor, widths: Tensor, init: int) -> Tensor:
+    hashed = mix((keys & _WORD) ^ init)
+    hashed = mix((hashed * 5 + ((keys >> 32) & _WORD)) & _WORD)
+    max_width = context.shape[1]
+    for column in range(max_width):
+        absorbed = mix((hashed * 5 + context[:, column]) & _WORD)
+        hashed = torch.where(max_width - column <= widths, absorbed, hashed)
+    return hashed
+
+
+def _list_bits(marked: MarkedRows, context: Tensor, token_ids: Tensor) -> Tensor:
+    """[n, V] int64 in [0, 2**32)."""
+    return _green_bits(_context_keys(marked.keys, context, marked.widths), token_ids)
+
+
+def _self_hash_bits(marked: MarkedRows, context: Tensor, token_ids: Tensor) -> Tensor:
+    """prf.self_hash_bits for every token."""
+    smallest = torch.full((len(marked.at), len(token_ids)), _WORD, dtype=torch.int64, device=context.device)
+    for back in range(1, marked.max_width + 1):
+        one = torch.ones_like(marked.widths)
+        bits = _green_bits(_context_keys(marked.keys, context[:, -back, None], one), token_ids)
+        smallest = torch.where((back <= marked.widths)[:, None], smallest.minimum(bits), smallest)
+    return mix((smallest * prf.SELF_HASH_MULTIPLIER) & _WORD)
+
+
+def _green_bits(keys: Tensor, token_ids: Tensor) -> Tensor:
+    return random_bits(keys[:, None], torch.full_like(keys, prf.GREEN_DOMAIN)[:, None], token_ids)

@@ -1,0 +1,1 @@
+"""Watermarks without tensors: which mark a request gets, the hash behind all of them, and their detection."""
