@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from adapters.watermark import WatermarkField, watermark_params
 from adapters.wire import NoEffect, Refused, WireModel, reasons, refuse
 from engines.api import Finish, SamplingParams, Usage
 
@@ -91,6 +92,7 @@ class GenerationFields(WireModel):
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
     return_token_ids: bool | None = None
+    watermark: WatermarkField | None = None
 
     user: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
 
@@ -134,6 +136,7 @@ def sampling_params(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens is not False,
         spaces_between_special_tokens=fields.spaces_between_special_tokens is not False,
+        watermark=watermark_params(fields.watermark),
     )
 
 

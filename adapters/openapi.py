@@ -12,8 +12,9 @@ from adapters.openai_completion_types import Completion, CompletionChunk, Comple
 from adapters.openai_errors import ErrorBody
 from adapters.openai_models import ModelList, ModelObject
 from adapters.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
+from adapters.watermark import DetectRequest, WatermarkDetection
 
-_REQUESTS = (ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_REQUESTS = (ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, DetectRequest)
 _ANSWERS = (
     ChatCompletion,
     ChatCompletionChunk,
@@ -23,6 +24,7 @@ _ANSWERS = (
     ModelObject,
     TokenizeAnswer,
     DetokenizeAnswer,
+    WatermarkDetection,
     ErrorBody,
 )
 

@@ -122,7 +122,7 @@ def _first_mistake(error: ValidationError, arm_positions: Mapping[str, int]) -> 
 
 
 _WITHOUT_GLIMPSE = frozenset(
-    {"missing", "extra_forbidden", "unsupported", "union_tag_not_found", "too_short", "too_long", "prompt"}
+    {"missing", "extra_forbidden", "unsupported", "union_tag_not_found", "too_short", "too_long", "prompt", "secret"}
 )
 _SUBJECT = re.compile(r"^\w+ should ")  # pydantic's "Input should be ...", "List should have ..."
 

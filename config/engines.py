@@ -112,6 +112,28 @@ class NativeSettings(EngineSection):
         default=None, ge=1, examples=[2], description="Compute threads on CPU. Default: physical cores."
     )
     seed: int = Field(default=0, description="Seed of dummy weights.")
+    watermark: bool = Field(default=False, description="Mark the text of requests that do not say whether to.")
+    watermark_scheme: Literal["green_list", "gumbel", "synthid"] = Field(
+        default="green_list", description="The mark, where a request names none; see docs/watermark.md."
+    )
+    watermark_key: SecretStr | None = Field(
+        default=None,
+        examples=["a long secret"],
+        description="Secret that marks are made and found with. Default: TGI's key, which everyone knows.",
+    )
+    watermark_gamma: float = Field(default=0.5, gt=0, lt=1, description="green_list: share of the vocabulary.")
+    watermark_delta: float = Field(default=2.0, gt=0, le=100, description="green_list: added to green logits.")
+    watermark_context_width: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        examples=[4],
+        description="Tokens that a mark depends on. Default: 1 for green_list, 4 for the others.",
+    )
+    watermark_self_hash: bool = Field(
+        default=False, description="green_list: colours depend on the marked token as well."
+    )
+    watermark_depth: int = Field(default=30, ge=1, le=32, description="synthid: layers of the tournament.")
     cache_dir: Path | None = Field(
         default=None,
         examples=["/var/cache/headrace"],

@@ -50,6 +50,22 @@ class ChatPrompt:
 Prompt = TextPrompt | TokensPrompt | ChatPrompt
 
 
+WatermarkScheme = Literal["green_list", "gumbel", "synthid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatermarkParams:
+    """A mark to generate with or to look for. None means "as the engine is set", or the scheme's own default."""
+
+    scheme: WatermarkScheme | None = None
+    key: str | None = field(default=None, repr=False)  # a secret: not for logs, errors or answers
+    gamma: float | None = None  # green_list: share of the vocabulary that is green
+    delta: float | None = None  # green_list: added to green logits
+    context_width: int | None = None  # tokens before the marked one that its mark depends on
+    self_hash: bool | None = None  # green_list: whether it depends on the marked token as well
+    depth: int | None = None  # synthid: layers of the tournament
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen and when to stop. None means "the engine's default": the model's own where it has one.
@@ -80,6 +96,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
+    watermark: WatermarkParams | bool | None = None  # None: as the engine is set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +245,27 @@ class Tokenized:
     token_texts: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class MarkedToken:
+    """`mark` is from 0 (speaks against a watermark) to 1 (for it), None where the token was not scored."""
+
+    token_id: int
+    text: str
+    mark: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatermarkReport:
+    """How surely tokens carry a mark. `p_value`: how often unmarked text would score as high or higher."""
+
+    scheme: WatermarkScheme
+    num_tokens_scored: int
+    statistic: float
+    z_score: float
+    p_value: float
+    tokens: tuple[MarkedToken, ...]
+
+
 class Engine(Protocol):
     """What stands behind a model name. All methods run on the gateway's event loop and must not block it.
 
@@ -249,6 +287,12 @@ class Engine(Protocol):
         ...
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str: ...
+
+    async def detect_watermark(
+        self, model: str, content: TextPrompt | TokensPrompt, watermark: WatermarkParams
+    ) -> WatermarkReport:
+        """Looks for a mark in what was generated. Raises UnsupportedByEngine where the engine cannot."""
+        ...
 
     async def health(self) -> Health: ...
 

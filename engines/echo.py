@@ -41,6 +41,8 @@ from engines.api import (
     Tokenized,
     TokensPrompt,
     Usage,
+    WatermarkParams,
+    WatermarkReport,
 )
 from engines.errors import EngineUnavailable, InvalidRequest, PromptTooLong, UnsupportedByEngine
 
@@ -133,6 +135,14 @@ class EchoEngine:
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
         return "".join(map(token_text, token_ids))
 
+    async def detect_watermark(
+        self,
+        model: str,  # noqa: ARG002
+        content: TextPrompt | TokensPrompt,  # noqa: ARG002
+        watermark: WatermarkParams,  # noqa: ARG002
+    ) -> WatermarkReport:
+        raise UnsupportedByEngine("The echo engine samples nothing, so there is no watermark to look for.")
+
     async def health(self) -> Health:
         return Health(True) if self._open else Health(False, "not running")
 
@@ -160,6 +170,8 @@ def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
     if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
         field = "logprobs" if sampling.logprobs is not None else "prompt_logprobs"
         raise UnsupportedByEngine(f"The echo engine has no distribution, so it cannot honour '{field}'.", field=field)
+    if sampling.watermark:
+        raise UnsupportedByEngine("The echo engine samples nothing that could be marked.", field="watermark")
     tokens = _tokens_of(request.prompt)
     if request.truncate_prompt_tokens is not None:
         tokens = tokens[max(len(tokens) - request.truncate_prompt_tokens, 0) :]

@@ -70,6 +70,7 @@ def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list
         Route("/v1/models/{model:path}", endpoints.retrieve_model(catalog)),
         Route("/tokenize", endpoints.tokenize(catalog), methods=["POST"], middleware=admission),
         Route("/detokenize", endpoints.detokenize(catalog), methods=["POST"], middleware=admission),
+        Route("/v1/watermark/detect", endpoints.detect_watermark(catalog), methods=["POST"], middleware=admission),
         Route("/health", endpoints.health(catalog)),
         Route("/version", endpoints.version(version)),
         Route("/metrics", endpoints.prometheus(metrics)),

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.adapter import Adapter
 from adapters.openai_models import model_body, model_list_body
 from adapters.tokenize import detokenize_body, parse_detokenize, parse_tokenize, tokenize_body
+from adapters.watermark import detect_body, parse_detect
 from engines.api import Engine, Health
 from engines.errors import HeadraceError
 from gateway.catalog import Catalog
@@ -86,6 +87,16 @@ def detokenize(catalog: Catalog) -> Handler:
         served = catalog.resolve(call.model)
         text = await served.engine.detokenize(served.card.name, call.token_ids)
         return Response(detokenize_body(text), media_type=JSON)
+
+    return answer
+
+
+def detect_watermark(catalog: Catalog) -> Handler:
+    async def answer(request: Request) -> Response:
+        call = parse_detect(await read_body(request.receive))
+        served = catalog.resolve(call.model)
+        report = await served.engine.detect_watermark(served.card.name, call.content, call.watermark)
+        return Response(detect_body(report, served.card.name, call), media_type=JSON)
 
     return answer
 

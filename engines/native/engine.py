@@ -19,11 +19,14 @@ from engines.api import (
     GenerationEvent,
     GenerationRequest,
     Health,
+    MarkedToken,
     ModelCard,
     Prompt,
     TextPrompt,
     Tokenized,
     TokensPrompt,
+    WatermarkParams,
+    WatermarkReport,
 )
 from engines.errors import EngineUnavailable, InvalidRequest
 from engines.native.answer import Answer, ChoiceSink
@@ -31,9 +34,11 @@ from engines.native.chat_template import TemplateError
 from engines.native.core_client import CoreClient
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
-from engines.native.request_params import check_prompt, token_params
+from engines.native.request_params import check_prompt, check_token_ids, token_params
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import AddSequence, Ready
+from engines.native.watermark.detect import MAX_DETECTION_TOKENS, detect
+from engines.native.watermark.resolve import requested, resolve, scheme_of
 from engines.native.weights import no_progress
 from engines.native.weights.resolve import resolve_model
 
@@ -141,7 +146,14 @@ class NativeEngine:
         if request.truncate_prompt_tokens is not None:
             token_ids = token_ids[-request.truncate_prompt_tokens :]
         check_prompt(token_ids, ready, "messages" if isinstance(request.prompt, ChatPrompt) else "prompt")
-        params = token_params(request, len(token_ids), ready=ready, tokenizer=self._tokenizer, defaults=self._defaults)
+        params = token_params(
+            request,
+            len(token_ids),
+            ready=ready,
+            tokenizer=self._tokenizer,
+            defaults=self._defaults,
+            watermark=requested(request.sampling.watermark, self._section),
+        )
         answer = Answer(request, token_ids, self._tokenizer)
         seq_ids = [self._client.new_seq_id() for _ in params]
         try:
@@ -167,6 +179,36 @@ class NativeEngine:
         if any(not 0 <= token_id < ready.vocab_size for token_id in token_ids):
             raise InvalidRequest(f"tokens: token ids must be in [0, {ready.vocab_size}).", field="tokens")
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    async def detect_watermark(
+        self,
+        model: str,  # noqa: ARG002
+        content: TextPrompt | TokensPrompt,
+        watermark: WatermarkParams,
+    ) -> WatermarkReport:
+        ready = self._require_ready()
+        resolved = resolve(watermark, self._section)
+        token_ids = await self._encode(content)
+        field = "text" if isinstance(content, TextPrompt) else "tokens"
+        if len(token_ids) > MAX_DETECTION_TOKENS:
+            raise InvalidRequest(
+                f"{field}: at most {MAX_DETECTION_TOKENS} tokens can be tested at once, and it has {len(token_ids)}.",
+                field=field,
+            )
+        check_token_ids(token_ids, ready, field)
+        in_thread = asyncio.get_running_loop().run_in_executor
+        found = await in_thread(self._threads, detect, token_ids, resolved)
+        return WatermarkReport(
+            scheme=scheme_of(watermark, self._section),
+            num_tokens_scored=found.num_tokens_scored,
+            statistic=found.statistic,
+            z_score=found.z_score,
+            p_value=found.p_value,
+            tokens=tuple(
+                MarkedToken(token_id, self._tokenizer.token_text(token_id), mark)
+                for token_id, mark in zip(token_ids, found.marks, strict=True)
+            ),
+        )
 
     def _require_ready(self) -> Ready:
         ready = self._client.ready

@@ -14,7 +14,7 @@ from engines.api import GenerationRequest, SamplingParams
 from engines.errors import InvalidRequest, PromptTooLong
 from engines.native.generation_config import GenerationConfig
 from engines.native.tokenizer import Tokenizer
-from engines.native.types import Ready, TokenParams
+from engines.native.types import Ready, TokenParams, Watermark
 
 MAX_LOGPROBS = 20
 _MAX_SEED = 2**63 - 1
@@ -26,16 +26,21 @@ def check_prompt(token_ids: Sequence[int], ready: Ready, field: str) -> None:
 
     `field` is where the client wrote it.
     """
-    if not token_ids:
-        raise InvalidRequest(f"{field}: it must have at least one token.", field=field)
-    if max(token_ids) >= ready.vocab_size or min(token_ids) < 0:
-        raise InvalidRequest(f"{field}: token ids must be in [0, {ready.vocab_size}).", field=field)
+    check_token_ids(token_ids, ready, field)
     if len(token_ids) >= ready.max_model_len:
         raise PromptTooLong(
             f"The prompt has {len(token_ids)} tokens; the model's context length is {ready.max_model_len} tokens, "
             "prompt and output together.",
             field=field,
         )
+
+
+def check_token_ids(token_ids: Sequence[int], ready: Ready, field: str) -> None:
+    """Raises InvalidRequest for no tokens, and for tokens that the model does not have."""
+    if not token_ids:
+        raise InvalidRequest(f"{field}: it must have at least one token.", field=field)
+    if max(token_ids) >= ready.vocab_size or min(token_ids) < 0:
+        raise InvalidRequest(f"{field}: token ids must be in [0, {ready.vocab_size}).", field=field)
 
 
 def output_limit(sampling: SamplingParams, num_prompt_tokens: int, ready: Ready) -> int:
@@ -59,8 +64,9 @@ def token_params(
     ready: Ready,
     tokenizer: Tokenizer,
     defaults: GenerationConfig,
+    watermark: Watermark | None = None,
 ) -> list[TokenParams]:
-    """One per choice: they differ in their seed only."""
+    """One per choice: they differ in their seed only. `watermark` is the request's, resolved."""
     sampling = request.sampling
     max_tokens = output_limit(sampling, num_prompt_tokens, ready)
     _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], ready)
@@ -95,6 +101,7 @@ def token_params(
             bad_words=bad_words,
             logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
             prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
+            watermark=watermark,
         )
         for choice in range(request.n)
     ]

@@ -6,11 +6,12 @@ upstream that knows OpenAI's fields alone is not sent others.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
-from engines.api import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokensPrompt
+from engines.api import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokensPrompt, WatermarkParams
 from engines.errors import UnsupportedByEngine
 
 CHAT_PATH = "/chat/completions"
@@ -104,7 +105,16 @@ def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name, value in values if value != _DEFAULTS[name]}
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
+    if sampling.watermark is not None:
+        fields["watermark"] = _watermark(sampling.watermark)
     return fields
+
+
+def _watermark(asked: WatermarkParams | bool) -> bool | dict[str, Any]:
+    """In our own shape, which an upstream that does not have it refuses by its name."""
+    if isinstance(asked, bool):
+        return asked
+    return {name: value for name, value in asdict(asked).items() if value is not None}
 
 
 def _chat_logprobs(alternatives: int) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from engines.api import (
     TextPrompt,
     Tokenized,
     TokensPrompt,
+    WatermarkParams,
+    WatermarkReport,
 )
 from engines.errors import EngineUnavailable, HeadraceError, UnsupportedByEngine, UpstreamError
 from engines.remote.body import chat_fields, encode_body, path_of
@@ -169,6 +171,14 @@ class RemoteEngine:
         body = {"model": self._settings.upstream_model or model, "tokens": list(token_ids)}
         response = await upstream.post_json(upstream.root_url + "/detokenize", body)
         return _decoded(_supported(response), DetokenizeAnswer, upstream).prompt
+
+    async def detect_watermark(
+        self,
+        model: str,  # noqa: ARG002
+        content: TextPrompt | TokensPrompt,  # noqa: ARG002
+        watermark: WatermarkParams,  # noqa: ARG002
+    ) -> WatermarkReport:
+        raise UnsupportedByEngine("A remote engine's text is tested by the server that made it, which has the key.")
 
     async def health(self) -> Health:
         """A GET of the upstream's model list, remembered for a few seconds so that probes cost it nothing."""

@@ -72,6 +72,7 @@ BOTH: dict[str, Any] = {
     "prompt_logprobs": 2,
     "cache_salt": "x",
     "return_token_ids": True,
+    "watermark": {"scheme": "gumbel", "key": "k"},
 }
 HONOURED_IN_CHAT = BOTH | {
     "messages": [{"role": "user", "content": "Ho"}],

@@ -16,8 +16,12 @@ from engines.api import (
     Prompt,
     Started,
     TextDelta,
+    TextPrompt,
     Tokenized,
+    TokensPrompt,
     Usage,
+    WatermarkParams,
+    WatermarkReport,
 )
 from engines.errors import UnsupportedByEngine
 
@@ -97,6 +101,14 @@ class ScriptedEngine:
         raise UnsupportedByEngine("The scripted engine has no tokenizer.")
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
+        raise UnsupportedByEngine("The scripted engine has no tokenizer.")
+
+    async def detect_watermark(
+        self,
+        model: str,  # noqa: ARG002
+        content: TextPrompt | TokensPrompt,  # noqa: ARG002
+        watermark: WatermarkParams,  # noqa: ARG002
+    ) -> WatermarkReport:
         raise UnsupportedByEngine("The scripted engine has no tokenizer.")
 
     async def health(self) -> Health:

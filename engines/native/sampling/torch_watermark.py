@@ -20,34 +20,50 @@ _WORD = 0xFFFFFFFF
 _MASS_UNIT = 2.0**32  # the likeliest token's weight, in units of which masses are summed exactly
 
 
+AT, SCHEME, KEY, WIDTH, NUM_PROMPT_TOKENS, THRESHOLD = range(6)
+
+
 @dataclass(frozen=True, slots=True)
 class MarkedRows:
-    """n rows of a batch that are marked, on the device.
+    """n rows of a batch that are marked.
 
-    at: [n] int64, batch position; keys, widths, num_prompt_tokens, thresholds: [n] int64; deltas: [n] float32;
-    schemes: [n] int64 and on the host. Rows of SynthID-Text have in `thresholds` the depth of their tournament.
+    ints:    [6, n] int64, on the device, by the constants above: batch position, scheme, key, context width, number of
+             prompt tokens, and a green list's threshold
+    deltas:  [n] float32, on the device
+    schemes: [n] on the host
     """
 
-    at: Tensor
-    schemes: Tensor
-    keys: Tensor
-    widths: Tensor
-    num_prompt_tokens: Tensor
-    thresholds: Tensor
+    ints: Tensor
     deltas: Tensor
-    scheme_list: list[int]
+    schemes: list[int]
     max_width: int
 
-    def only(self, *schemes: int) -> "MarkedRows | None":
-        chosen = [i for i, scheme in enumerate(self.scheme_list) if scheme in schemes]
-        if len(chosen) == len(self.scheme_list):
-            return self
+    @property
+    def at(self) -> Tensor:
+        return self.ints[AT]
+
+    @property
+    def keys(self) -> Tensor:
+        return self.ints[KEY]
+
+    @property
+    def widths(self) -> Tensor:
+        return self.ints[WIDTH]
+
+    @property
+    def num_prompt_tokens(self) -> Tensor:
+        return self.ints[NUM_PROMPT_TOKENS]
+
+    @property
+    def thresholds(self) -> Tensor:
+        return self.ints[THRESHOLD]
+
+    def of(self, scheme: int) -> "MarkedRows | None":
+        """Those of one scheme, None if there are none."""
+        chosen = [i for i, of_row in enumerate(self.schemes) if of_row == scheme]
         if not chosen:
             return None
-        fields = (self.at, self.schemes, self.keys, self.widths, self.num_prompt_tokens, self.thresholds, self.deltas)
-        return MarkedRows(
-            *(field[chosen] for field in fields), [self.scheme_list[i] for i in chosen], max_width=self.max_width
-        )
+        return MarkedRows(self.ints[:, chosen], self.deltas[chosen], [scheme] * len(chosen), self.max_width)
 
 
 def mark_tokens(
@@ -67,14 +83,14 @@ def mark_tokens(
     logits [B, V] float32; token_table [max_rows, max_len] int32; rows, lengths, seeds, positions [B] int64.
     """
     for scheme, bits_of in ((GREEN_LIST, _list_bits), (GREEN_LIST_SELF, _self_hash_bits)):
-        green = marked.only(scheme)
+        green = marked.of(scheme)
         if green is not None:
             context = _context(token_table, rows, lengths, green)
             whole = (lengths[green.at] >= green.widths)[:, None]
             bits = bits_of(green, context, torch.arange(logits.shape[1], device=logits.device))
             bias = torch.where((bits < green.thresholds[:, None]) & whole, green.deltas[:, None], 0.0)
             logits.index_add_(0, green.at, bias)
-    gumbel = marked.only(GUMBEL)
+    gumbel = marked.of(GUMBEL)
     if gumbel is not None:
         keys, is_fresh = fresh_contexts(token_table, rows, lengths, gumbel)
         seeds[gumbel.at] = torch.where(is_fresh, keys, seeds[gumbel.at])

@@ -14,7 +14,7 @@ from engines.native.sampling.batch import SamplingBatch
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import Feature, SamplingState, on_device
 from engines.native.sampling.torch_watermark import MarkedRows
-from engines.native.types import SYNTHID, Watermark
+from engines.native.types import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Tournament:
     top_k: Tensor  # [n] int64
     top_p: Tensor  # [n] float32
     min_p: Tensor  # [n] float32
+    depths: Tensor  # [n] int64
     is_filtered: bool
     num_layers: int
     ops: SamplingOps
@@ -56,6 +57,7 @@ class Tournament:
     def build(cls, state: SamplingState, row_list: list[int], at: list[int], ops: SamplingOps) -> Self:
         rows = on_device(np.array([row_list[i] for i in at], dtype=np.int64), state.device)
         floats, ints = state.floats[:, rows], state.ints[:, rows]
+        depths = [_watermark(state, row_list[i]).depth for i in at]
         filters = Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
         return cls(
             marked_rows(state, row_list, at),
@@ -63,8 +65,9 @@ class Tournament:
             ints[columns.TOP_K],
             floats[columns.TOP_P],
             floats[columns.MIN_P],
+            on_device(np.array(depths, dtype=np.int64), state.device),
             any(state.features[row_list[i]] & filters for i in at),
-            max(_watermark(state, row_list[i]).depth for i in at),
+            max(depths),
             ops,
         )
 
@@ -73,7 +76,7 @@ class Tournament:
         if self.is_filtered:
             self.ops.mask_filtered(logits, marked.at, self.temperature, self.top_k, self.top_p, self.min_p)
         keys, is_fresh = self.ops.fresh_contexts(batch.token_table, batch.rows, batch.lengths, marked)
-        self.ops.compete(logits, marked.at, keys, is_fresh, self.temperature, marked.thresholds, self.num_layers)
+        self.ops.compete(logits, marked.at, keys, is_fresh, self.temperature, self.depths, self.num_layers)
 
 
 def marked_rows(state: SamplingState, row_list: list[int], at: list[int]) -> MarkedRows:
@@ -87,7 +90,7 @@ def marked_rows(state: SamplingState, row_list: list[int], at: list[int]) -> Mar
                 (watermark.key + 2**63) % 2**64 - 2**63,
                 watermark.context_width,
                 state.num_prompt_tokens(row_list[i]),
-                watermark.depth if watermark.scheme == SYNTHID else watermark.threshold,
+                watermark.threshold,
             )
             for i, watermark in zip(at, watermarks, strict=True)
         ],
@@ -95,10 +98,10 @@ def marked_rows(state: SamplingState, row_list: list[int], at: list[int]) -> Mar
     )
     deltas = np.array([watermark.delta for watermark in watermarks], dtype=np.float32)
     return MarkedRows(
-        *on_device(np.ascontiguousarray(ints.T), state.device).unbind(0),
+        on_device(np.ascontiguousarray(ints.T), state.device),
         on_device(deltas, state.device),
-        scheme_list=[watermark.scheme for watermark in watermarks],
-        max_width=max(watermark.context_width for watermark in watermarks),
+        [watermark.scheme for watermark in watermarks],
+        max(watermark.context_width for watermark in watermarks),
     )
 
 

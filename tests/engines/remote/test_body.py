@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engines.api import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt, TokensPrompt
+from engines.api import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt, TokensPrompt, WatermarkParams
 from engines.errors import UnsupportedByEngine
 from engines.remote.body import encode_body, path_of
 
@@ -34,6 +34,7 @@ SAMPLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "logprobs": (0, {"logprobs": True}),
     "skip_special_tokens": (False, {"skip_special_tokens": False}),
     "spaces_between_special_tokens": (False, {"spaces_between_special_tokens": False}),
+    "watermark": (WatermarkParams(scheme="gumbel", key="k"), {"watermark": {"scheme": "gumbel", "key": "k"}}),
 }
 
 

@@ -13,7 +13,7 @@ from transformers.generation.logits_process import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from engines.native.sampling.batch import SamplingBatch
+from engines.native.sampling.batch import NoiseKeys, SamplingBatch
 from engines.native.sampling.logits_processors import LogitsProcessor
 from engines.native.sampling.ops import TORCH_OPS
 from engines.native.sampling.sampler import PROCESSORS
@@ -41,6 +41,7 @@ def processed(sequences: Sequence[Known], logits: Tensor) -> Tensor:
         token_table=token_table,
         row_list=row_list,
         length_list=length_list,
+        noise=NoiseKeys(lengths, lengths),
     )
     logits = logits.clone()
     for kind in PROCESSORS:
