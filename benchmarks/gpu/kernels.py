@@ -27,7 +27,7 @@ from benchmarks.gpu.timing import copy_bytes_per_s, graph_us, matmul_flops_per_s
 
 BYTES_PER_S = 3.0e12
 FLOPS_PER_S = 7.8e14
-SECTIONS = ("fused", "attention", "sampler", "linear", "chain")
+SECTIONS = ("fused", "attention", "sampler", "linear", "quant", "chain")
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,8 @@ def choose_kernels(
     choice = _for_cuda(section, config) if device.type == "cuda" else _for_cpu(section)
     words: list[str] = []
     if quantizer is not None:
-        ops, how = _quantized(choice)
-        choice = replace(choice, ops=ops)
-        words.append(quantizer.name + how)
+        choice, how = _quantized(choice)
+        words.append(f"{quantizer.name} weights{how}")
     if section.kv_cache_dtype == "fp8":
         if choice.attention_backend != "torch":
             problem = f"kv_cache_dtype is 'fp8', which attention_backend '{choice.attention_backend}' cannot read"
@@ -68,16 +67,18 @@ def choose_kernels(
     return replace(choice, quantization=", ".join(words))
 
 
-def _quantized(choice: KernelChoice) -> tuple[Ops, str]:
+def _quantized(choice: KernelChoice) -> tuple[KernelChoice, str]:
     """The same operations over quantized weights, and what to tell of them."""
     from engines.native.kernels.quantized import QuantizedOps, ReferenceProduct, dequantized
 
     if choice.attention_backend == "torch":
-        return QuantizedOps(choice.ops, ReferenceProduct), " weights, dequantized at every use"
-    return (
-        QuantizedOps(choice.ops, lambda weight: dequantized(choice.ops, weight, choice.weight_dtype)),
-        " weights, dequantized at load: no kernel serves them here",
-    )
+        return replace(choice, ops=QuantizedOps(choice.ops, ReferenceProduct)), ", dequantized at every use"
+    if choice.attention_backend == "triton":
+        from engines.native.kernels.triton_quantized import BATCH_SIZES, make_product
+
+        return replace(choice, ops=QuantizedOps(choice.ops, make_product), batch_sizes=BATCH_SIZES), ""
+    ops = QuantizedOps(choice.ops, lambda weight: dequantized(choice.ops, weight, choice.weight_dtype))
+    return replace(choice, ops=ops), ", dequantized at load: no kernel serves them here"
 
 
 def _for_cpu(section: NativeSettings) -> KernelChoice:

@@ -1,0 +1,213 @@
+"""Products of quantized weights: the engine's choice, other tiles, the libraries' kernels, and bf16 for comparison.
+
+Qwen3-8B's shapes. A case's kernel is `FORMAT` for the plain product and `FORMAT+norm` for what one token takes along.
+Every variant is checked against the dequantized weight in float32 (of `fp8` beyond 64 tokens, e4m3 activations' own
+error included: 0.03 to 0.04). Bytes of the floor are codes, scales and activations.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.gpu.kernels import Built, Case
+from benchmarks.gpu.shapes import QWEN3_8B
+from benchmarks.gpu.timing import num_copies
+from engines.native.kernels import reference, triton_quantize
+from engines.native.kernels.quantized import Product
+from engines.native.kernels.triton_gemv import GemvConfig
+from engines.native.kernels.triton_linear import LinearConfig
+from engines.native.kernels.triton_ops import TritonOps
+from engines.native.kernels.triton_quantized import make_product
+from engines.native.kernels.triton_quantized_gemv import quantized_gemv
+from engines.native.kernels.triton_quantized_linear import quantized_linear
+from engines.native.quantization.bitsandbytes import TABLES
+from engines.native.quantization.fp8 import Fp8Quantizer
+from engines.native.quantization.int4 import Int4Quantizer, unpack_words
+from engines.native.quantization.int8 import Int8Quantizer
+from engines.native.quantization.weight import QuantizedWeight
+
+Run = Callable[[Tensor, QuantizedWeight], Tensor]
+
+BATCHES = (1, 8, 64, 256, 2048)
+WORD_GEMV = [
+    GemvConfig(4, 4096),
+    GemvConfig(8, 4096),
+    GemvConfig(8, 2048, 2),
+    GemvConfig(16, 1024),
+    GemvConfig(32, 1024),
+    GemvConfig(8, 1024, 1),
+]
+BYTE_GEMV = [
+    GemvConfig(4, 2048),
+    GemvConfig(4, 4096, 8),
+    GemvConfig(8, 1024),
+    GemvConfig(2, 4096),
+    GemvConfig(8, 2048, 8),
+]
+TILES = {
+    8: [
+        LinearConfig(16, 64, 128, num_stages=5),
+        LinearConfig(16, 32, 256, num_stages=4),
+        LinearConfig(16, 32, 128, num_stages=6),
+        LinearConfig(16, 64, 256, num_stages=3),
+        LinearConfig(16, 64, 128, split_k=2, num_stages=5),
+        LinearConfig(16, 64, 128, split_k=4),
+    ],
+    64: [
+        LinearConfig(64, 64, 128, num_stages=4),
+        LinearConfig(64, 64, 128, split_k=2),
+        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
+        LinearConfig(64, 64, 64, num_stages=5),
+        LinearConfig(32, 64, 128),
+        LinearConfig(64, 32, 128),
+    ],
+    256: [
+        LinearConfig(128, 64, 64, num_stages=4),
+        LinearConfig(128, 128, 64, num_warps=8),
+        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
+    ],
+}
+
+
+def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
+    if kind in TABLES:
+        from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
+
+        return BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4").quantize(weight)
+    return {"fp8": Fp8Quantizer(), "int8": Int8Quantizer(), "int4": Int4Quantizer(64)}[kind].quantize(weight)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(kind: str, n: int, k: int, copies: int) -> tuple[Tensor, tuple[QuantizedWeight, ...]]:
+    """A plain weight and as many quantized ones, of codes of their own, as fill the L2 cache several times."""
+    plain = torch.empty(n, k, dtype=torch.bfloat16, device="cuda").normal_(std=0.02)
+    first = _quantize(kind, plain)
+    others = [replace(first, codes=first.codes.clone()) for _ in range(copies - 1)]
+    return plain, (first, *others)
+
+
+def _build(kind: str, m: int, n: int, k: int, run: Run, checked: bool, warm: bool) -> Built:
+    bits = 4.5 if kind in ("int4", *TABLES) else 8.0
+    copies = 1 if warm else num_copies(int(n * k * bits / 8))
+    _, weights = _weights(kind, n, k, copies)
+    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+    calls = [functools.partial(run, x, weight) for weight in weights]
+    return Built(calls, (lambda: reference.linear(x.float(), weights[0].dequantize())) if checked else None)
+
+
+def _build_fused(kind: str, n: int, k: int, gated: bool, config: GemvConfig | None, apart: bool, warm: bool) -> Built:
+    copies = 1 if warm else num_copies(int(n * k * (0.57 if kind == "int4" else 1.0)))
+    _, weights = _weights(kind, n, k, copies)
+    x, residual = torch.randn(2, 1, k, device="cuda", dtype=torch.bfloat16)
+    norm = torch.rand(k, device="cuda", dtype=torch.bfloat16)
+    ops = TritonOps()
+    twin = reference.norm_gated_linear if gated else reference.norm_linear
+
+    def fused(weight: QuantizedWeight) -> Tensor:
+        if apart:
+            normed = ops.add_rms_norm(x, residual, norm, 1e-6)[0]
+            out = quantized_gemv(normed, weight, pdl=True)[0]
+            return ops.silu_and_mul(out) if gated else out
+        return quantized_gemv(
+            x, weight, residual=residual, norm_weight=norm, eps=1e-6, gated=gated, pdl=True, config=config
+        )[0]
+
+    expected = lambda: twin(x.float(), residual.float(), norm.float(), 1e-6, weights[0].dequantize())[0]  # noqa: E731
+    return Built([functools.partial(fused, weight) for weight in weights], expected)
+
+
+def _build_bf16(m: int, n: int, k: int, warm: bool) -> Built:
+    copies = 1 if warm else num_copies(2 * n * k)
+    weights = [torch.empty(n, k, dtype=torch.bfloat16, device="cuda").normal_(std=0.02) for _ in range(copies)]
+    x, ops = torch.randn(m, k, device="cuda", dtype=torch.bfloat16), TritonOps()
+    return Built([functools.partial(ops.linear, x, weight) for weight in weights])
+
+
+def _build_tinygemm(m: int, n: int, k: int, warm: bool) -> Built:
+    """torch._weight_int4pack_mm of the same codes, in its own layout."""
+    copies = 1 if warm else num_copies(int(n * k * 0.56))
+    _, (weight, *_) = _weights("int4", n, k, copies)
+    codes = unpack_words(weight.codes)
+    packed = torch._convert_weight_to_int4pack(((codes[:, ::2] << 4) | codes[:, 1::2]).to(torch.uint8), 8)
+    assert weight.offsets is not None
+    affine = torch.stack([weight.scales, weight.offsets], dim=2).transpose(0, 1).contiguous().bfloat16()
+    x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+    copied = [packed.clone() for _ in range(copies)]
+    calls = [functools.partial(torch._weight_int4pack_mm, x, each, 64, affine) for each in copied]
+    return Built(calls, lambda: reference.linear(x.float(), weight.dequantize()))
+
+
+def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
+    made: dict[int, Product] = {}
+
+    def chosen(x: Tensor, weight: QuantizedWeight) -> Tensor:
+        return made.setdefault(weight.codes.data_ptr(), make_product(weight)).linear(x)
+
+    yield "ops", chosen
+    if kind in TABLES:
+        return
+    in_words = kind == "int4"
+    if m == 1:
+        for config in WORD_GEMV if in_words else BYTE_GEMV:
+            for each in (config, replace(config, pdl=False)):
+                yield (
+                    _label(each),
+                    lambda x, weight, each=each: quantized_gemv(x, weight, pdl=True, config=each)[0],
+                )
+    for config in TILES.get(m, []):
+        if in_words and config.block_k < 128:
+            continue
+        yield _label(config), lambda x, weight, config=config: quantized_linear(x, weight, pdl=True, config=config)
+    if m >= 64:
+        yield "dequantize+cublas", lambda x, w: functional.linear(x, triton_quantize.dequantize(w, x.dtype))
+    if kind == "int8" and m <= 64:
+        yield "torch int8pack", lambda x, w: torch._weight_int8pack_mm(x, w.codes, w.scales.view(-1).to(x.dtype))
+
+
+def _label(config: GemvConfig | LinearConfig) -> str:
+    m, split = (1, 1) if isinstance(config, GemvConfig) else (config.block_m, config.split_k)
+    name = f"{m}x{config.block_n}x{config.block_k}" + (f"k{split}" if split > 1 else "") + f"w{config.num_warps}"
+    return name + (f"s{config.num_stages}" if isinstance(config, LinearConfig) else "") + "+pdl" * config.pdl
+
+
+def _fused_cases(kind: str, name: str, n: int, k: int, num_bytes: float) -> Iterator[Case]:
+    gated = name == "gate_up"
+    configs = WORD_GEMV if kind == "int4" else BYTE_GEMV
+    for label, config, apart in [
+        ("ops", None, False),
+        ("apart", None, True),
+        *((_label(c), c, False) for c in configs),
+    ]:
+        yield Case("quant", f"{kind}+norm", f"{name} M1", label, num_bytes, 2.0 * n * k,
+                   functools.partial(_build_fused, kind, n, k, gated, config, apart),
+                   compile_key=f"{kind} fused {label} {name}")  # fmt: skip
+
+
+def cases() -> Iterator[Case]:
+    for name, (n, k) in QWEN3_8B.linears.items():
+        for m in BATCHES:
+            if name == "head" and m == 2048:
+                continue
+            moved = 2.0 * m * (n + k)
+            yield Case("quant", "bf16", f"{name} M{m}", "ops", 2.0 * n * k + moved, 2.0 * m * n * k,
+                       functools.partial(_build_bf16, m, n, k), compile_key=f"bf16 {name} {m}")  # fmt: skip
+            for kind, bits in (("int4", 4.5), ("fp8", 8.0), ("int8", 8.0), ("nf4", 4.5)):
+                if name == "head" and bits < 8:
+                    continue
+                flops = 2.0 * m * n * k / (2 if kind == "fp8" else 1)
+                num_bytes = n * k * bits / 8 + moved
+                for variant, run in _products(kind, m):
+                    key = f"{kind} {variant}" + (f" {name} {m}" if variant == "ops" else "")
+                    yield Case("quant", kind, f"{name} M{m}", variant, num_bytes, flops,
+                               functools.partial(_build, kind, m, n, k, run, n < 100_000), compile_key=key)  # fmt: skip
+                if kind == "int4" and m <= 256:
+                    yield Case("quant", kind, f"{name} M{m}", "tinygemm", num_bytes, flops,
+                               functools.partial(_build_tinygemm, m, n, k))  # fmt: skip
+                if m == 1 and name in ("qkv", "gate_up") and kind != "nf4":
+                    yield from _fused_cases(kind, name, n, k, num_bytes)

@@ -1,0 +1,143 @@
+"""Which kernel multiplies a quantized weight by how many tokens on a GPU.
+
+One token has products that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that dequantize in
+registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that have it (torch._scaled_mm), and
+otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion. nf4 and fp4 are bitsandbytes' own
+products throughout.
+"""
+
+# torch's product of e4m3 matrices has no public name.
+# pyright: reportPrivateImportUsage=false
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engines.native.kernels import triton_quantize
+from engines.native.kernels.ops import Ops
+from engines.native.kernels.quantized import Product
+from engines.native.kernels.triton_quantized_gemv import quantized_gemv
+from engines.native.kernels.triton_quantized_linear import quantized_linear
+from engines.native.quantization.bitsandbytes import TABLES, load_library
+from engines.native.quantization.weight import QuantizedWeight
+
+BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
+"""Numbers of tokens, one in each range that has kernels of its own."""
+
+TILE_ROWS = 256
+SCALED_MM_ROWS = 64  # above as many tokens e4m3 activations pay
+
+
+def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
+    """The product of a weight on a GPU."""
+    if weight.format.name in TABLES:
+        return BitsAndBytesProduct.of(weight)
+    return TritonProduct(weight, pdl, _multiplies_e4m3(weight))
+
+
+@dataclass(frozen=True, slots=True)
+class TritonProduct(Product):
+    """int8, fp8 or int4. `scaled_mm`: whether many tokens are multiplied in e4m3."""
+
+    weight: QuantizedWeight
+    pdl: bool
+    scaled_mm: bool
+
+    def tensors(self) -> list[Tensor]:
+        return [t for t in (self.weight.codes, self.weight.scales, self.weight.offsets) if t is not None]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        num_tokens = x.shape[0]
+        if num_tokens == 1:
+            return quantized_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
+        if self.scaled_mm and num_tokens > SCALED_MM_ROWS:
+            codes, scales, _ = triton_quantize.quantize_tokens(x, pdl=self.pdl)
+            return self._scaled(codes, scales, bias, x.dtype, out_dtype)
+        if num_tokens <= TILE_ROWS:
+            return quantized_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
+        out = functional.linear(x, triton_quantize.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
+        return out if out_dtype is None else out.to(out_dtype)
+
+    def norm_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
+                    bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        if x.shape[0] == 1:
+            return quantized_gemv(
+                x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl
+            )
+        if self.scaled_mm and x.shape[0] > SCALED_MM_ROWS:
+            codes, scales, total = triton_quantize.quantize_tokens(x, residual, norm_weight, eps, pdl=self.pdl)
+            return self._scaled(codes, scales, bias, x.dtype, None), total
+        return Product.norm_linear(self, ops, x, residual, norm_weight, eps, bias)
+
+    def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
+                          bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        num_tokens = x.shape[0]
+        if num_tokens == 1:
+            return quantized_gemv(
+                x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
+            )
+        has_gated_tiles = self.weight.format.codes_per_item == 1
+        if not has_gated_tiles or num_tokens > SCALED_MM_ROWS:
+            return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
+        if residual is None:
+            normed, total = ops.rms_norm(x, norm_weight, eps), x
+        else:
+            normed, total = ops.add_rms_norm(x, residual, norm_weight, eps)
+        return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total
+
+    def _scaled(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype,
+                out_dtype: torch.dtype | None) -> Tensor:  # fmt: skip
+        weight_scales = self.weight.scales.view(1, -1)
+        out = torch._scaled_mm(
+            codes, self.weight.codes.t(), scales, weight_scales, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        if bias is not None:
+            out += bias
+        return out.to(out_dtype or dtype)
+
+
+def _multiplies_e4m3(weight: QuantizedWeight) -> bool:
+    """Rows and columns in torch's product with a scale for each of them come in sixteens, on Hopper and later."""
+    per_row = weight.format.name == "fp8" and weight.scales.shape[1] == 1 and weight.scales.dtype == torch.float32
+    if not per_row or not weight.codes.is_cuda or any(size % 16 for size in weight.shape):
+        return False
+    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class BitsAndBytesProduct(Product):
+    """nf4 and fp4 by the library: a kernel for one token, and a dequantized weight for more."""
+
+    library: Any
+    weight: QuantizedWeight
+    state: Any  # the library's description of the weight
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight) -> BitsAndBytesProduct:
+        import bitsandbytes
+
+        functions = load_library(f"quantize: {weight.format.name}")
+        table = torch.tensor(TABLES[weight.format.name], device=weight.device)
+        state = functions.QuantState(
+            absmax=weight.scales.flatten(),
+            shape=torch.Size(weight.shape),
+            code=table,
+            blocksize=weight.group_size,
+            quant_type=weight.format.name,
+            dtype=torch.bfloat16,
+        )
+        return cls(bitsandbytes, weight, state)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.weight.codes, self.weight.scales]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        codes = self.weight.codes.view(-1, 1)
+        self.state.dtype = x.dtype
+        out = self.library.matmul_4bit(x, codes.t(), quant_state=self.state, bias=bias)
+        return out if out_dtype is None else out.to(out_dtype)
