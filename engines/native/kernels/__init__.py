@@ -59,9 +59,6 @@ def choose_kernels(
         choice, how = _quantized(choice)
         words.append(f"{quantizer.name} weights{how}")
     if section.kv_cache_dtype == "fp8":
-        if choice.attention_backend != "torch":
-            problem = f"kv_cache_dtype is 'fp8', which attention_backend '{choice.attention_backend}' cannot read"
-            raise EngineUnavailable(f"{problem}; torch can.", field="kv_cache_dtype")
         choice = replace(choice, kv_dtype=torch.float8_e4m3fn)
         words.append("KV cache fp8")
     return replace(choice, quantization=", ".join(words))

@@ -11,6 +11,7 @@ from engines.native.kernels.cpu_decode_attention import decode_attention
 from engines.native.kernels.cpu_ir import LANES
 from engines.native.kernels.cpu_prefill_attention import prefill_attention, scratch_bytes
 from engines.native.kernels.cpu_team import TEAM
+from engines.native.kernels.cpu_tiles import CACHE_KINDS
 from engines.native.layers.attention_metadata import AttentionMetadata
 
 
@@ -22,10 +23,10 @@ def paged_attention(
     scale: float,
     sliding_window: int = 0,
 ) -> Tensor:
-    """As reference.paged_attention; q float32, caches float32 or bfloat16, all contiguous."""
+    """As reference.paged_attention; q float32, caches float32, bfloat16 or e4m3, all contiguous."""
     tables = metadata.block_tables
     assert plain(torch.float32, q)
-    assert key_cache.dtype in (torch.float32, torch.bfloat16)
+    assert key_cache.dtype in CACHE_KINDS
     assert plain(key_cache.dtype, key_cache, value_cache)
     assert plain(torch.int32, tables, metadata.seq_lens, metadata.query_start_loc)
     block_size, num_kv_heads, width = key_cache.shape[1:]
@@ -35,7 +36,7 @@ def paged_attention(
     cache = (
         key_cache.data_ptr(),
         value_cache.data_ptr(),
-        key_cache.dtype == torch.bfloat16,
+        CACHE_KINDS[key_cache.dtype],
         block_size,
         num_kv_heads,
         q.shape[1] // num_kv_heads,

@@ -23,7 +23,7 @@ from numpy import int64 as numpy_int64
 from engines.native.kernels.cpu_compile import helper, kernel
 from engines.native.kernels.cpu_ir import LANES
 from engines.native.kernels.cpu_team import job, launch
-from engines.native.kernels.cpu_tiles import BFLOAT16, FLOAT32, add_weighted, row_dots
+from engines.native.kernels.cpu_tiles import BFLOAT16, E4M3, FLOAT32, add_weighted, item_bytes, row_dots
 from engines.native.kernels.cpu_vector import (
     LOWEST,
     exp,
@@ -47,7 +47,7 @@ def _score_chunk(kind):
     @helper
     def score_chunk(queries, num_kv_heads, key_cache, value_cache, rows, count, scores):
         num_heads, width = queries.shape
-        group, head_bytes = num_heads // num_kv_heads, width * (4 if kind == FLOAT32 else 2)
+        group, head_bytes = num_heads // num_kv_heads, width * (item_bytes(kind))
         stride, out_stride, blocks = width * 4, CHUNK * 4, width // (LANES * UNROLL)
         x_start, out_start = int64(queries.ctypes.data), int64(scores.ctypes.data)
         for j in range(count):
@@ -83,13 +83,13 @@ def _add_values(kind):
     @helper
     def add_values(scores, num_kv_heads, value_cache, rows, count, sums):
         num_heads, width = sums.shape
-        group, item_bytes = num_heads // num_kv_heads, 4 if kind == FLOAT32 else 2
+        group, number_bytes = num_heads // num_kv_heads, item_bytes(kind)
         step = LANES * UNROLL if width % (LANES * UNROLL) == 0 else LANES
         stride, out_stride = CHUNK * 4, width * 4
         score_start, sum_start = int64(scores.ctypes.data), int64(sums.ctypes.data)
         offsets = int64(rows.ctypes.data)
         for start in range(0, num_kv_heads * width, step):
-            value, head = value_cache + start * item_bytes, start // width * group
+            value, head = value_cache + start * number_bytes, start // width * group
             end, column = head + group, start % width
             while head < end:
                 weights, out, left = score_start + head * stride, sum_start + head * out_stride + column * 4, end - head
@@ -112,8 +112,8 @@ def _add_values(kind):
     return add_values
 
 
-_score_float32, _score_bfloat16 = _score_chunk(FLOAT32), _score_chunk(BFLOAT16)
-_add_float32, _add_bfloat16 = _add_values(FLOAT32), _add_values(BFLOAT16)
+_score_float32, _score_bfloat16, _score_e4m3 = map(_score_chunk, (FLOAT32, BFLOAT16, E4M3))
+_add_float32, _add_bfloat16, _add_e4m3 = map(_add_values, (FLOAT32, BFLOAT16, E4M3))
 
 
 @helper
@@ -138,7 +138,7 @@ def _attend(
     q,
     key_cache,
     value_cache,
-    is_bfloat16,
+    kind,
     block_size,
     num_kv_heads,
     group,
@@ -161,7 +161,7 @@ def _attend(
     lowest = max(0, seq_len - window) if window > 0 else 0
     part = lowest // PART + item - starts[sequence]
     table = carray(int32_pointer(block_tables + sequence * max_blocks * 4), max_blocks)
-    num_heads, row_bytes = num_kv_heads * group, num_kv_heads * width * (2 if is_bfloat16 else 4)
+    num_heads, row_bytes = num_kv_heads * group, num_kv_heads * width * item_bytes(kind)
     source = carray(float32_pointer(q + sequence * num_heads * width * 4), (num_heads, width))
     result = carray(float32_pointer(partial + item * num_heads * (width + 2) * 4), (num_heads, width + 2))
     queries, sums = empty((num_heads, width), float32), empty((num_heads, width), float32)
@@ -180,14 +180,18 @@ def _attend(
                 block, within = block + 1, 0
             rows[j] = (table[block] * block_size + within) * row_bytes
             within += 1
-        if is_bfloat16:
+        if kind == E4M3:
+            _score_e4m3(queries, num_kv_heads, key_cache, value_cache, rows, count, scores)
+        elif kind == BFLOAT16:
             _score_bfloat16(queries, num_kv_heads, key_cache, value_cache, rows, count, scores)
         else:
             _score_float32(queries, num_kv_heads, key_cache, value_cache, rows, count, scores)
         for head in range(num_heads):
             state = _soften(scores[head], count, result[head, 0], result[head, 1], sums[head])
             result[head, 0], result[head, 1] = state
-        if is_bfloat16:
+        if kind == E4M3:
+            _add_e4m3(scores, num_kv_heads, value_cache, rows, count, sums)
+        elif kind == BFLOAT16:
             _add_bfloat16(scores, num_kv_heads, value_cache, rows, count, sums)
         else:
             _add_float32(scores, num_kv_heads, value_cache, rows, count, sums)
@@ -219,7 +223,7 @@ def _combine(sequence, num_heads, width, part_starts, num_sequences, num_parts, 
 
 
 @kernel(
-    "void(int64, int64, int64, int64, boolean, int64, int64, int64, int64,"
+    "void(int64, int64, int64, int64, int64, int64, int64, int64, int64,"
     " int64, int64, int64, float64, int64, int64, int64)"
 )
 def decode_attention(
@@ -227,7 +231,7 @@ def decode_attention(
     q,
     key_cache,
     value_cache,
-    is_bfloat16,
+    kind,
     block_size,
     num_kv_heads,
     group,
@@ -250,7 +254,7 @@ def decode_attention(
     num_parts, num_heads = int64(starts[num_sequences]), num_kv_heads * group
     partial = empty(num_parts * num_heads * (width + 2), float32)
     part_starts, partials = int64(starts.ctypes.data), int64(partial.ctypes.data)
-    cache = (key_cache, value_cache, is_bfloat16, block_size, num_kv_heads, group, width, block_tables, max_blocks)
+    cache = (key_cache, value_cache, kind, block_size, num_kv_heads, group, width, block_tables, max_blocks)
     parts = (seq_lens, scale, window, part_starts, num_sequences, partials)
     launch(team, job(num_parts, _attend, (q, *cache, *parts)))
     sums = (num_heads, width, part_starts, num_sequences, num_parts, partials, out)

@@ -1,8 +1,8 @@
 """The small operators between a layer's matrix products on CPU, each one pass over memory.
 
 Owns RMSNorm (with and without the residual addition), SiLU-and-multiply, and rotary positions with the write of keys
-and values to the cache. Activations and weights are float32, the cache float32 or bfloat16. Grid of each: runs of rows
-of about ROW_ELEMENTS numbers, so that a few rows stay on the calling thread.
+and values to the cache. Activations and weights are float32, the cache float32, bfloat16 or e4m3. Grid of each: runs
+of rows of about ROW_ELEMENTS numbers, so that a few rows stay on the calling thread.
 """
 
 import torch
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from engines.native.kernels.cpu_compile import helper, kernel, plain
 from engines.native.kernels.cpu_team import TEAM, job, launch
-from engines.native.kernels.cpu_vector import exp, float32_pointer, int64_pointer, to_bfloat16, uint16_pointer
+from engines.native.kernels.cpu_tiles import BFLOAT16, CACHE_KINDS, E4M3
+from engines.native.kernels.cpu_vector import (
+    exp,
+    float32_pointer,
+    int64_pointer,
+    to_bfloat16,
+    to_e4m3,
+    uint8_pointer,
+    uint16_pointer,
+)
 
 ROW_ELEMENTS = 8192  # work of one item, about 2 microseconds
 
@@ -68,11 +77,11 @@ def rope_and_cache(
 ) -> Tensor:
     """As reference.rope_and_cache, but overwrites the keys in qkv.
 
-    qkv, cos_sin and the norm weights are float32, the caches float32 or bfloat16, all contiguous.
+    qkv, cos_sin and the norm weights are float32, the caches float32, bfloat16 or e4m3, all contiguous.
     """
     assert plain(torch.float32, qkv, cos_sin)
     assert plain(torch.int64, positions, slot_mapping)
-    assert key_cache.dtype in (torch.float32, torch.bfloat16)
+    assert key_cache.dtype in CACHE_KINDS
     assert plain(key_cache.dtype, key_cache, value_cache)
     q = torch.empty((qkv.shape[0], num_heads, head_dim))
     _rope(
@@ -86,7 +95,7 @@ def rope_and_cache(
         eps,
         key_cache.data_ptr(),
         value_cache.data_ptr(),
-        key_cache.dtype == torch.bfloat16,
+        CACHE_KINDS[key_cache.dtype],
         slot_mapping.data_ptr(),
         qkv.shape[0],
         num_heads,
@@ -173,10 +182,14 @@ def _normalize_and_rotate(head, norm_weight, eps, angles, out):
 
 
 @helper
-def _store(source, cache, index, cache_is_bfloat16):
+def _store(source, cache, index, kind):
     """Write a head [D] as head number `index` of a cache, in the cache's dtype."""
     width = source.size
-    if cache_is_bfloat16:
+    if kind == E4M3:
+        codes = carray(uint8_pointer(cache + index * width), width)
+        for i in range(width):
+            codes[i] = to_e4m3(source[i])
+    elif kind == BFLOAT16:
         bits = carray(uint16_pointer(cache + index * width * 2), width)
         for i in range(width):
             bits[i] = to_bfloat16(source[i])
@@ -198,7 +211,7 @@ def _rope_rows(
     eps,
     key_cache,
     value_cache,
-    cache_is_bfloat16,
+    kind,
     slot_mapping,
     num_tokens,
     num_heads,
@@ -223,13 +236,13 @@ def _rope_rows(
             key = carray(float32_pointer(heads + (num_heads + head) * head_dim * 4), head_dim)
             value = carray(float32_pointer(heads + (num_heads + num_kv_heads + head) * head_dim * 4), head_dim)
             _normalize_and_rotate(key, k_norm, eps, angles, key)  # in place: qkv is not read again
-            _store(key, key_cache, slot * num_kv_heads + head, cache_is_bfloat16)
-            _store(value, value_cache, slot * num_kv_heads + head, cache_is_bfloat16)
+            _store(key, key_cache, slot * num_kv_heads + head, kind)
+            _store(value, value_cache, slot * num_kv_heads + head, kind)
 
 
 @kernel(
     "void(int64, int64, int64, int64, int64, int64, int64, float64,"
-    " int64, int64, boolean, int64, int64, int64, int64, int64, int64)"
+    " int64, int64, int64, int64, int64, int64, int64, int64, int64)"
 )
 def _rope(
     team,
@@ -242,7 +255,7 @@ def _rope(
     eps,
     key_cache,
     value_cache,
-    cache_is_bfloat16,
+    kind,
     slot_mapping,
     num_tokens,
     num_heads,
@@ -261,7 +274,7 @@ def _rope(
         eps,
         key_cache,
         value_cache,
-        cache_is_bfloat16,
+        kind,
         slot_mapping,
         num_tokens,
         num_heads,

@@ -22,12 +22,13 @@ LANES = 16 if "+avx512f" in _FEATURES else 8
 # AVX512-BF16, while Intel's without AMX take as long for them as for float32.
 HAS_FAST_BFLOAT16 = "+avx512bf16" in _FEATURES and _PROCESSOR.startswith("znver")
 
-INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+INT8, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 INT_VECTOR = ir.VectorType(INT32, LANES)
 HALF_VECTOR = ir.VectorType(ir.HalfType(), LANES)
 SHORT_VECTOR = ir.VectorType(INT16, LANES)
+BYTE_VECTOR = ir.VectorType(INT8, LANES)
 
 ZEROS = ir.Constant(VECTOR, [ir.Constant(FLOAT, 0.0)] * LANES)
 
@@ -63,6 +64,18 @@ def store(builder: Any, value: Any, address: Any) -> None:
 def widen_bfloat16(builder: Any, shorts: Any) -> Any:
     """LANES bfloat16 numbers, as 16-bit integers, to float32."""
     return builder.bitcast(builder.shl(builder.zext(shorts, INT_VECTOR), spread_int(16)), VECTOR)
+
+
+def widen_e4m3(builder: Any, codes: Any) -> Any:
+    """LANES e4m3 numbers, as bytes, to float32: exponent and mantissa moved, and the biases' difference multiplied in.
+
+    Subnormal numbers come out right, since float32's are of the same make.
+    """
+    bits = builder.zext(codes, INT_VECTOR)
+    sign = builder.shl(builder.and_(bits, spread_int(0x80)), spread_int(24))
+    magnitude = builder.shl(builder.and_(bits, spread_int(0x7F)), spread_int(20))
+    scale = ir.Constant(VECTOR, [ir.Constant(FLOAT, 2.0**120)] * LANES)
+    return builder.fmul(builder.bitcast(builder.or_(sign, magnitude), VECTOR), scale)
 
 
 def broadcast(builder: Any, number: Any) -> Any:

@@ -22,15 +22,17 @@ from numpy import float32, zeros
 from engines.native.kernels.cpu_compile import helper, kernel
 from engines.native.kernels.cpu_ir import LANES
 from engines.native.kernels.cpu_team import job, launch
-from engines.native.kernels.cpu_tiles import FLOAT32, PANEL, TILE_ROWS, panel_tile
+from engines.native.kernels.cpu_tiles import BFLOAT16, E4M3, FLOAT32, PANEL, TILE_ROWS, item_bytes, panel_tile
 from engines.native.kernels.cpu_vector import (
     LOWEST,
     exp,
     float32_pointer,
     from_bfloat16,
+    from_e4m3,
     int32_pointer,
     keep_alive,
     row_max,
+    uint8_pointer,
     uint16_pointer,
 )
 
@@ -46,9 +48,13 @@ def scratch_bytes(num_keys: int, num_kv_heads: int, width: int) -> int:
 
 
 @helper
-def _copy_row(source, is_bfloat16, width, target, stride):
+def _copy_row(source, kind, width, target, stride):
     """Widen `width` numbers at an address to target[i * stride]."""
-    if is_bfloat16:
+    if kind == E4M3:
+        codes = carray(uint8_pointer(source), width)
+        for i in range(width):
+            target[i * stride] = from_e4m3(codes[i])
+    elif kind == BFLOAT16:
         numbers = carray(uint16_pointer(source), width)
         for i in range(width):
             target[i * stride] = from_bfloat16(numbers[i])
@@ -59,16 +65,14 @@ def _copy_row(source, is_bfloat16, width, target, stride):
 
 
 @helper
-def _gather(
-    item, key_cache, value_cache, is_bfloat16, block_size, num_kv_heads, width, table, first, end, num_keys, scratch
-):
+def _gather(item, key_cache, value_cache, kind, block_size, num_kv_heads, width, table, first, end, num_keys, scratch):
     """Copy one block of keys and values of one head into panels; zeros past the last key and the last dimension."""
     num_blocks, value_panels = num_keys // KEY_BLOCK, (width + PANEL - 1) // PANEL
     kv_head, block_start = item // num_blocks, item % num_blocks * KEY_BLOCK
     head_numbers = num_keys * (width + value_panels * PANEL)
     panels = carray(float32_pointer(scratch + kv_head * head_numbers * 4), head_numbers)
     pages = carray(int32_pointer(table), (end + block_size - 1) // block_size)
-    row_bytes = width * (2 if is_bfloat16 else 4)
+    row_bytes = width * item_bytes(kind)
     for index in range(block_start, block_start + KEY_BLOCK):
         key_at = index // PANEL * PANEL * width + index % PANEL
         value_at = num_keys * width + index * PANEL
@@ -76,12 +80,12 @@ def _gather(
             page = (first + index) // block_size
             slot = pages[page] * block_size + (first + index - page * block_size)
             offset = (slot * num_kv_heads + kv_head) * row_bytes
-            _copy_row(key_cache + offset, is_bfloat16, width, panels[key_at:], PANEL)
+            _copy_row(key_cache + offset, kind, width, panels[key_at:], PANEL)
             for panel in range(value_panels):
                 start = panel * PANEL
-                part = value_cache + offset + start * (2 if is_bfloat16 else 4)
+                part = value_cache + offset + start * item_bytes(kind)
                 target = panels[value_at + panel * num_keys * PANEL :]
-                _copy_row(part, is_bfloat16, min(PANEL, width - start), target, 1)
+                _copy_row(part, kind, min(PANEL, width - start), target, 1)
                 for i in range(width - start, PANEL):
                     target[i] = float32(0.0)
         else:
@@ -159,7 +163,7 @@ def _attend(item, q, out, num_kv_heads, group, width, scale, window, query_len, 
 
 
 @kernel(
-    "void(int64, int64, int64, int64, boolean, int64, int64, int64, int64,"
+    "void(int64, int64, int64, int64, int64, int64, int64, int64, int64,"
     " int64, int64, int64, int64, float64, int64, int64, int64, int64, int64)"
 )
 def prefill_attention(
@@ -167,7 +171,7 @@ def prefill_attention(
     q,
     key_cache,
     value_cache,
-    is_bfloat16,
+    kind,
     block_size,
     num_kv_heads,
     group,
@@ -195,7 +199,7 @@ def prefill_attention(
         first = lowest // KEY_BLOCK * KEY_BLOCK
         num_keys = (end - first + KEY_BLOCK - 1) // KEY_BLOCK * KEY_BLOCK
         table = block_tables + sequence * max_blocks * 4
-        pages = (key_cache, value_cache, is_bfloat16, block_size, num_kv_heads, width, table, first, end)
+        pages = (key_cache, value_cache, kind, block_size, num_kv_heads, width, table, first, end)
         launch(team, job(num_keys // KEY_BLOCK * num_kv_heads, _gather, (*pages, num_keys, scratch)))
         offset = int64(starts[sequence]) * num_kv_heads * group * width * 4
         row_blocks = (query_len * group + ROWS - 1) // ROWS

@@ -15,10 +15,12 @@ A panel holds PANEL = 2 * LANES columns of a matrix, one step (row of the matrix
 from typing import Any
 
 import llvmlite.ir as ir
+import torch
 from numba import types
 
-from engines.native.kernels.cpu_compile import instruction
+from engines.native.kernels.cpu_compile import helper, instruction
 from engines.native.kernels.cpu_ir import (
+    BYTE_VECTOR,
     FLOAT,
     HALF_VECTOR,
     INT32,
@@ -38,11 +40,19 @@ from engines.native.kernels.cpu_ir import (
     spread_int,
     store,
     widen_bfloat16,
+    widen_e4m3,
 )
 
 PANEL = 2 * LANES
 TILE_ROWS = 8 if LANES == 16 else 4  # most rows of a tile: their sums take half of the vector registers
-FLOAT32, BFLOAT16, FLOAT16, BFLOAT16_PAIRS = 0, 1, 2, 3  # how numbers are stored
+FLOAT32, BFLOAT16, FLOAT16, BFLOAT16_PAIRS, E4M3 = 0, 1, 2, 3, 4  # how numbers are stored
+CACHE_KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float8_e4m3fn: E4M3}  # of keys and values
+
+
+@helper
+def item_bytes(kind):
+    """Of one number of a cache."""
+    return 4 if kind == FLOAT32 else 2 if kind == BFLOAT16 else 1
 
 
 @instruction(types.void(*[types.int64] * 6), constants=3)
@@ -110,7 +120,7 @@ def row_dots(
 ) -> None:
     """out[row] = sum over blocks * vectors * LANES numbers of x[row] * y, for num_rows float32 rows.
 
-    kind is how y is stored: FLOAT32, or BFLOAT16 with the numbers in order.
+    kind is how y is stored: FLOAT32, or BFLOAT16 or E4M3 with the numbers in order.
     """
     rows = [offset(builder, x, x_stride, row) for row in range(num_rows)]
     with loop(builder, blocks, [ZEROS] * num_rows) as (block, sums, results):
@@ -164,4 +174,6 @@ def _load_row(builder: Any, kind: int, row: Any, index: Any) -> Any:
     """Vector `index` of a row of numbers in order, as float32."""
     if kind == FLOAT32:
         return load(builder, VECTOR, offset(builder, row, LANES * 4, index))
+    if kind == E4M3:
+        return widen_e4m3(builder, load(builder, BYTE_VECTOR, offset(builder, row, LANES, index)))
     return widen_bfloat16(builder, load(builder, SHORT_VECTOR, offset(builder, row, LANES * 2, index)))

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from engines.native.kernels.cpu_compile import instruction
-from engines.native.kernels.cpu_ir import FLOAT, INT16, INT32, INT64, LANES, VECTOR, call_llvm, load, loop, offset
+from engines.native.kernels.cpu_ir import FLOAT, INT8, INT16, INT32, INT64, LANES, VECTOR, call_llvm, load, loop, offset
 
 LOWEST = np.float32(-3.0e38)  # the score of what is not seen; finite, so that differences stay numbers
 
@@ -25,6 +25,11 @@ def float32_pointer(builder: Any, address: Any) -> Any:
 @instruction(types.CPointer(types.uint16)(types.int64))
 def uint16_pointer(builder: Any, address: Any) -> Any:
     return builder.inttoptr(address, INT16.as_pointer())
+
+
+@instruction(types.CPointer(types.uint8)(types.int64))
+def uint8_pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, INT8.as_pointer())
 
 
 @instruction(types.CPointer(types.int32)(types.int64))
@@ -62,6 +67,35 @@ def to_bfloat16(builder: Any, number: Any) -> Any:
     odd = builder.and_(builder.lshr(bits, ir.Constant(INT32, 16)), ir.Constant(INT32, 1))
     rounded = builder.add(builder.add(bits, ir.Constant(INT32, 0x7FFF)), odd)
     return builder.trunc(builder.lshr(rounded, ir.Constant(INT32, 16)), INT16)
+
+
+@instruction(types.float32(types.uint8))
+def from_e4m3(builder: Any, bits: Any) -> Any:
+    """The float32 that a byte of e4m3 stands for; see cpu_ir.widen_e4m3."""
+    wide = builder.zext(bits, INT32)
+    sign = builder.shl(builder.and_(wide, ir.Constant(INT32, 0x80)), ir.Constant(INT32, 24))
+    magnitude = builder.shl(builder.and_(wide, ir.Constant(INT32, 0x7F)), ir.Constant(INT32, 20))
+    return builder.fmul(builder.bitcast(builder.or_(sign, magnitude), FLOAT), ir.Constant(FLOAT, 2.0**120))
+
+
+@instruction(types.uint8(types.float32))
+def to_e4m3(builder: Any, number: Any) -> Any:
+    """A float32 rounded to the nearest e4m3, ties to even, as a byte; beyond the largest it is the largest, 448.
+
+    From 2**-6 on, rounding is on the bits; below, numbers are multiples of 2**-9.
+    """
+    bits = builder.bitcast(number, INT32)
+    sign = builder.and_(builder.lshr(bits, ir.Constant(INT32, 24)), ir.Constant(INT32, 0x80))
+    size = builder.bitcast(builder.and_(bits, ir.Constant(INT32, 0x7FFFFFFF)), FLOAT)
+    size = builder.select(builder.fcmp_ordered("<", size, ir.Constant(FLOAT, 448.0)), size, ir.Constant(FLOAT, 448.0))
+    bits = builder.bitcast(size, INT32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(INT32, 20)), ir.Constant(INT32, 1))
+    rounded = builder.add(builder.add(bits, ir.Constant(INT32, 0x7FFFF)), odd)
+    normal = builder.sub(builder.lshr(rounded, ir.Constant(INT32, 20)), ir.Constant(INT32, 120 << 3))
+    steps = call_llvm(builder, "llvm.rint.f32", FLOAT, [builder.fmul(size, ir.Constant(FLOAT, 512.0))])
+    is_small = builder.fcmp_ordered("<", size, ir.Constant(FLOAT, 2.0**-6))
+    code = builder.select(is_small, builder.fptosi(steps, INT32), normal)
+    return builder.trunc(builder.or_(code, sign), INT8)
 
 
 @instruction(types.float32(types.float32))

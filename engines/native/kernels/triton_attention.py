@@ -26,7 +26,7 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention of each query token over its sequence's cached keys and values.
 
-    query [num_tokens, num_heads, head_dim]; caches [num_blocks, block_size, num_kv_heads, head_dim], of one dtype;
+    query [num_tokens, num_heads, head_dim]; caches [num_blocks, block_size, num_kv_heads, head_dim], as wide or e4m3;
     the new tokens' keys and values are already in the cache. Decodes come first (metadata.num_decodes), then prefill
     chunks. sliding_window > 0 limits a token to the last that many positions, itself included. split_tokens > 0 cuts
     decodes at fixed lengths, so that a sequence's sums do not depend on its batch (a multiple of the key tile).

@@ -1,8 +1,8 @@
 """The inner loop that both attention kernels share: tiles of cached keys and values folded into a running softmax.
 
 Softmax is online and in base 2 (Milakov & Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135): scores in
-float32, probabilities rounded to the cache dtype before the second product, sums in float32. It knows nothing of
-batches, splits or chunks.
+float32, probabilities rounded to the products' dtype before the second, sums in float32. A cache in e4m3 is widened
+tile by tile. It knows nothing of batches, splits or chunks.
 """
 
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
@@ -64,6 +64,9 @@ def attend_tiles(
 ):
     """Fold the key positions begin..end (begin a multiple of TILE) into the running softmax of the query rows."""
     dims = tl.arange(0, BLOCK_D)
+    IN_E4M3: tl.constexpr = key_cache.dtype.element_ty == tl.float8e4nv
+    if IN_E4M3 and query.dtype == tl.bfloat16:
+        query = query.to(tl.float16)  # which holds e4m3 exactly, and takes an eighth of the instructions to make of it
     blocks = _load_blocks(table, begin, seq_len, BLOCK_SIZE, TILE)
     for start in tl.range(begin, end, TILE, num_stages=NUM_STAGES):
         start = tl.multiple_of(start, TILE)
@@ -81,6 +84,8 @@ def attend_tiles(
         else:
             key = tl.load(key_cache + offsets)
             value = tl.load(value_cache + offsets)
+        if IN_E4M3:
+            key, value = key.to(query.dtype), value.to(query.dtype)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale_log2
         if MASKED:
             visible = (positions[None, :] <= query_positions[:, None]) & in_range[None, :]

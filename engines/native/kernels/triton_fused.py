@@ -90,6 +90,8 @@ def _store_heads(part, columns, mask, row, heads, q_out_ptr, key_slot, value_slo
     part = part.to(q_out_ptr.dtype.element_ty)
     q_offsets = row * NUM_HEADS * HEAD_DIM + heads[:, None] * HEAD_DIM + columns[None, :]
     tl.store(q_out_ptr + q_offsets, part, mask=mask & is_query[:, None])
+    if key_slot.dtype.element_ty == tl.float8e4nv:
+        part = tl.minimum(tl.maximum(part.to(tl.float32), -448.0), 448.0).to(tl.float8e4nv)
     k_offsets = (heads[:, None] - NUM_HEADS) * HEAD_DIM + columns[None, :]
     tl.store(key_slot + k_offsets, part, mask=mask & is_key[:, None])
     v_offsets = (heads[:, None] - NUM_HEADS - NUM_KV_HEADS) * HEAD_DIM + columns[None, :]

@@ -145,7 +145,6 @@ def _byte_gemv_kernel(
                 scale_ptr,
                 rows,
                 start,
-                in_range,
                 K // GROUP,
                 GROUP,
                 BLOCK_N,

@@ -9,10 +9,12 @@ from torch import Tensor
 from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear, reference
 from engines.native.kernels.cpu_compile import kernel
 from engines.native.kernels.cpu_ir import HAS_FAST_BFLOAT16
-from engines.native.kernels.cpu_vector import exp
+from engines.native.kernels.cpu_vector import exp, from_e4m3, to_e4m3
 from tests.engines.native.kernels.ragged_batches import CachedBatch, cached_batch
 
-CACHE_DTYPES = pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+CACHE_DTYPES = pytest.mark.parametrize(
+    "cache_dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=["float32", "bfloat16", "e4m3"]
+)
 WEIGHT_DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["float32", "bfloat16", "float16"]
 )
@@ -129,9 +131,33 @@ def test_rope_and_cache_agrees_with_the_reference(
 
     (q, keys, values), expected = run(cpu_fused.rope_and_cache), run(reference.rope_and_cache)
     torch.testing.assert_close(q, expected[0], atol=1e-5, rtol=1e-5)
-    neighbours = 2**-7 if cache_dtype == torch.bfloat16 else 1e-5  # what lies at a rounding border may go either way
-    torch.testing.assert_close(keys, expected[1], atol=1e-5, rtol=neighbours)
-    assert torch.equal(values, expected[2])
+    neighbours = {torch.bfloat16: 2**-7, torch.float8_e4m3fn: 2**-3}  # what lies at a rounding border may go either way
+    torch.testing.assert_close(
+        keys.float(), expected[1].float(), atol=2**-9 if cache_dtype.itemsize == 1 else 1e-5,
+        rtol=neighbours.get(cache_dtype, 1e-5),
+    )  # fmt: skip
+    assert torch.equal(values.float(), expected[2].float())
+
+
+@kernel("uint8(float32)")
+def e4m3_of_one(x):
+    return to_e4m3(x)
+
+
+@kernel("float32(uint8)")
+def number_of_one(x):
+    return from_e4m3(x)
+
+
+def test_e4m3_is_torchs_for_every_code_and_between_them() -> None:
+    codes = [code for code in range(256) if code & 0x7F != 0x7F]  # that one is NaN
+    numbers = torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    assert [number_of_one(code) for code in codes] == numbers.tolist()
+    between = torch.cat([numbers, numbers.sort().values.unfold(0, 2, 1).mean(dim=1), torch.randn(500) * 100])
+    between = between[(between != 0) & (between.abs() <= 448)]
+    expected = between.to(torch.float8_e4m3fn).view(torch.uint8)
+    assert [e4m3_of_one(value) for value in between.tolist()] == expected.tolist()
+    assert [e4m3_of_one(value) for value in (1e9, -449.0)] == [0x7E, 0xFE]
 
 
 def run_attention(batch: CachedBatch, window: int = 0) -> Tensor:

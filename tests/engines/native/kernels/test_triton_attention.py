@@ -172,3 +172,13 @@ def test_prefill_at_real_shapes(block_size: int, device: torch.device) -> None:
         head_dim=128,
     )
     assert_matches_reference(batch)
+
+
+@pytest.mark.parametrize("window", [0, 30])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+def test_a_cache_in_e4m3_is_read_as_it_is(
+    lengths: tuple[list[int], list[int]], window: int, device: torch.device
+) -> None:
+    batch = ragged_batch(*lengths, device)
+    caches = [cache.nan_to_num().to(torch.float8_e4m3fn) for cache in (batch.key_cache, batch.value_cache)]
+    assert_matches_reference(Batch(batch.query, caches[0], caches[1], batch.metadata), sliding_window=window)

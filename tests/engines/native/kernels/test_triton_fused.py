@@ -68,6 +68,17 @@ def test_rope_and_cache(
     assert_close(caches[0], caches[1])
 
 
+def test_a_cache_in_e4m3_gets_the_nearest_codes_and_saturates(device: torch.device) -> None:
+    qkv = torch.tensor([1.0, -3.5, 0.25, 448.0, 1e6, -1e6, 0.0, 30.0], device=device).repeat(1, 3 * 8)
+    caches = torch.zeros(2, 2, 4, 1, 64, device=device).to(torch.float8_e4m3fn)
+    slots, positions = torch.tensor([5], device=device), torch.tensor([0], device=device)
+    unrotated = torch.cat([torch.ones(1, 32, device=device), torch.zeros(1, 32, device=device)], dim=1)
+    triton_fused.rope_and_cache(qkv, positions, unrotated, None, None, 0.0, *caches, slots, 1, 1, 64)
+    for cache in caches:
+        assert torch.equal(cache.float()[1, 1, 0], qkv[0, :64].clamp(-448, 448))
+        assert torch.count_nonzero(cache.float()) == 56
+
+
 def test_padding_writes_nothing(device: torch.device) -> None:
     caches = torch.randn(2, 3, 4, 2, 64, device=device)
     before = caches.clone()
