@@ -82,12 +82,12 @@ class NativeSettings(EngineSection):
     max_num_batched_tokens: int | None = Field(
         default=None, ge=1, examples=[512], description="Token budget of one step. Default: 8192 on GPU, 512 on CPU."
     )
-    inter_token_target_ms: float | None = Field(
+    prefill_target_ms: float | None = Field(
         default=None,
         ge=0,
-        examples=[80.0],
-        description="Milliseconds that a step with running decodes may take: prompts are cut to fit. 0: no target. "
-        "Default: 80 on GPU, 0 on CPU.",
+        examples=[50.0],
+        description="Milliseconds that prompts may add to a step with running decodes: longer ones are cut to fit, so "
+        "that streams go on. 0: no limit. Default: 50 on GPU, 0 on CPU.",
     )
     max_waiting: int = Field(default=4096, ge=1, description="Queued requests beyond which new ones are refused (503).")
     block_size: int | None = Field(
@@ -98,7 +98,7 @@ class NativeSettings(EngineSection):
         description="KV cache size, such as `2GiB`. auto: what gpu_memory_utilization leaves, on CPU 2GiB or less.",
     )
     gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="Share of GPU memory the engine may use."
+        default=0.95, gt=0, le=1, description="Share of GPU memory the engine may use, everything included."
     )
     prefix_caching: bool = Field(default=True, description="Reuse KV blocks between requests with a common prefix.")
     attention_backend: Literal["auto", "torch", "numba", "triton", "flash-attn"] = Field(

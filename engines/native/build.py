@@ -16,37 +16,21 @@ import torch
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.block_pool import BlockPool
+from engines.native.build_runner import build_runner
 from engines.native.chunking import ChunkSizer
 from engines.native.core import EngineCore
-from engines.native.cuda_graphs import DecodeGraphs, graph_sizes
 from engines.native.kernels import KernelChoice, choose_kernels
-from engines.native.kv_cache import (
-    KVCache,
-    KVCacheShape,
-    blocks_for,
-    cpu_budget_bytes,
-    fit_max_model_len,
-    parse_bytes,
-)
 from engines.native.launch import OnProgress
-from engines.native.model_runner import ModelRunner
 from engines.native.models import CausalLM, load_config
 from engines.native.models.model_config import ModelConfig
 from engines.native.quantization import choose_quantizer
 from engines.native.quantization.weight import Quantizer
-from engines.native.row_state import RowState
-from engines.native.sampling.ops import sampling_ops
-from engines.native.sampling.sampler import Sampler
-from engines.native.sampling.state import SamplingState
 from engines.native.scheduler import Scheduler, SchedulerLimits
 from engines.native.types import Ready
-from engines.native.warm_up import warm_up
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
 
-_CPU_WARM_UP_TOKENS = 32
-_GPU_INTER_TOKEN_TARGET_MS = 80.0
-_GPU_WORKSPACE_BYTES = 3 * 2**30  # activations of a prefill step, graphs and their logits
+_GPU_PREFILL_TARGET_MS = 50.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +40,6 @@ class BuiltCore:
     core: EngineCore
     ready: Ready
     overlapped: bool  # whether stepping ahead of the host's bookkeeping pays on this device
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    max_num_seqs: int
-    max_num_batched_tokens: int
 
 
 def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
@@ -81,27 +59,10 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         )  # the kernels' own threads do the work; torch's would spin on their cores after each use
     limits = _limits(section, device)
     model = _load(section, config, files.path, device, kernels, quantizer, on_progress)
-    cache, max_model_len = _cache(section, config, device, kernels, limits)
-    rows = RowState(limits.max_num_seqs, max_model_len, kernels.block_size, device)
-    sampling = SamplingState(limits.max_num_seqs + 1, config.vocab_size, device)
-    graphs = None
-    if _use_graphs(kernels, device):
-        graphs = DecodeGraphs(model, cache, rows, sampling, sampling_ops(device))
-    runner = ModelRunner(model, cache, rows, Sampler(sampling, sampling_ops(device)), graphs)
-    # CPU kernels are compiled ahead and allocate little: a short prompt touches all that a long one does.
-    longest = limits.max_num_batched_tokens if device.type == "cuda" else _CPU_WARM_UP_TOKENS
-    longest = max(1, min(longest, limits.max_num_batched_tokens, max_model_len - 1))
-    if kernels.compile_ahead is not None:
-        with kernels.compile_ahead(os.cpu_count() or 1):
-            warm_up(runner, longest, limits.max_num_seqs, kernels.batch_sizes)
-    warm_up(runner, longest, limits.max_num_seqs, kernels.batch_sizes)
-    if graphs is not None:
-        graphs.capture(graph_sizes(limits.max_num_seqs))
+    runner, cache, rows = build_runner(section, config, device, kernels, limits, model)
+    max_model_len = rows.max_model_len
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
-    scheduler = Scheduler(
-        pool,
-        SchedulerLimits(max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens),
-    )
+    scheduler = Scheduler(pool, limits)
     ready = Ready(
         model=files.name,
         architecture=config.architecture,
@@ -119,16 +80,11 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         quantization=kernels.quantization,
     )
     on_gpu = device.type == "cuda"
-    target_ms = section.inter_token_target_ms
+    target_ms = section.prefill_target_ms
     if target_ms is None:
-        target_ms = _GPU_INTER_TOKEN_TARGET_MS if on_gpu else 0.0
-    sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens)
+        target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
+    sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens, sizes=runner.chunk_sizes)
     return BuiltCore(EngineCore(scheduler, runner, sizer), ready, overlapped=on_gpu)
-
-
-def _use_graphs(kernels: KernelChoice, device: torch.device) -> bool:
-    """Graphs hold Triton kernels; plain PyTorch attention asks the device for lengths, which a graph cannot."""
-    return device.type == "cuda" and kernels.attention_backend != "torch"
 
 
 def _load(
@@ -155,45 +111,6 @@ def _load(
     )
 
 
-def _cache(
-    section: NativeSettings,
-    config: ModelConfig,
-    device: torch.device,
-    kernels: KernelChoice,
-    limits: _Limits,
-) -> tuple[KVCache, int]:
-    """The KV cache, and the context length that it lets the engine serve."""
-    shape = KVCacheShape(
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        block_size=kernels.block_size,
-        dtype=kernels.kv_dtype,
-    )
-    if section.kv_cache_memory != "auto":
-        budget = parse_bytes(section.kv_cache_memory)
-    elif device.type == "cuda":
-        budget = _gpu_budget_bytes(section, device)
-    else:
-        budget = cpu_budget_bytes()
-    max_model_len = min(section.max_model_len or config.context_length, config.context_length)
-    num_blocks = blocks_for(budget, shape, limits.max_num_seqs * max_model_len)
-    max_model_len = fit_max_model_len(section.max_model_len, config.context_length, num_blocks, shape)
-    return KVCache(shape, num_blocks, device), max_model_len
-
-
-def _gpu_budget_bytes(section: NativeSettings, device: torch.device) -> int:
-    """What gpu_memory_utilization allows beyond everything that is in use now, by anyone."""
-    free, total = torch.cuda.mem_get_info(device)
-    budget = int(total * section.gpu_memory_utilization) - (total - free) - _GPU_WORKSPACE_BYTES
-    if budget <= 0:
-        raise EngineUnavailable(
-            f"gpu_memory_utilization: {section.gpu_memory_utilization} of {total / 2**30:.0f} GiB is already in use "
-            "by the weights and by other programs; raise it, or pass a smaller model."
-        )
-    return budget
-
-
 def _device(section: NativeSettings) -> torch.device:
     if section.device == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("device is 'cuda', but torch sees no CUDA GPU; pass --device cpu or auto.")
@@ -208,7 +125,7 @@ def _device_name(device: torch.device, num_threads: int) -> str:
     return f"CPU, {num_threads} threads"
 
 
-def _limits(section: NativeSettings, device: torch.device) -> _Limits:
+def _limits(section: NativeSettings, device: torch.device) -> SchedulerLimits:
     on_gpu = device.type == "cuda"
     max_num_seqs = section.max_num_seqs or (512 if on_gpu else 64)
     budget = section.max_num_batched_tokens or max(8192 if on_gpu else 512, max_num_seqs)
@@ -217,7 +134,7 @@ def _limits(section: NativeSettings, device: torch.device) -> _Limits:
             f"max_num_batched_tokens ({budget}) must be at least max_num_seqs ({max_num_seqs}), or a step could not "
             "serve every running sequence."
         )
-    return _Limits(max_num_seqs, budget)
+    return SchedulerLimits(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
 
 
 def _physical_cores() -> int:

@@ -6,16 +6,28 @@ clock, no device and no sequences: whoever steps tells it what happened.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 _MEMORY = 0.8  # weight of the past against the newest step
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
 
 
 class ChunkSizer:
-    """`limit` is the number of prefill tokens for a step that also decodes; `target_s` 0 means no target, no limit."""
+    """`limit` is the number of prefill tokens for a step that also decodes.
 
-    def __init__(self, target_s: float, first_limit: int = 2048, largest: int = 1 << 30) -> None:
+    They may add `target_s` to what the decodes take alone; 0 means no target, no limit. What the decodes take does not
+    count: the limit would fall while a burst of prompts is let in, and those behind would wait for the more sequences,
+    the longer. sizes: numbers of tokens, ascending, that the device computes without padding; beyond the last any
+    number is.
+    """
+
+    def __init__(
+        self, target_s: float, first_limit: int = 2048, largest: int = 1 << 30, sizes: Sequence[int] = ()
+    ) -> None:
         self._target_s = target_s
         self._largest = largest
+        self._sizes = sizes
         self._base_s = 0.0
         self._token_s = 0.0
         self.limit = min(first_limit, largest) if target_s else largest
@@ -30,8 +42,12 @@ class ChunkSizer:
             base_s = self._base_s if num_decodes else 0.0
             self._token_s = _mixed(self._token_s, max(duration_s - base_s, 0.0) / num_prefill_tokens)
         if self._token_s:
-            room_s = max(self._target_s - self._base_s, 0.0)
-            self.limit = max(_SMALLEST, min(self._largest, int(room_s / self._token_s)))
+            self.limit = self._fitting(max(_SMALLEST, min(self._largest, int(self._target_s / self._token_s))))
+
+    def _fitting(self, limit: int) -> int:
+        if not self._sizes or limit >= self._sizes[-1]:
+            return limit
+        return self._sizes[max(bisect_right(self._sizes, limit) - 1, 0)]
 
 
 def _mixed(past: float, newest: float) -> float:

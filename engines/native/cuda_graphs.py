@@ -1,17 +1,20 @@
-"""CUDA graphs of whole decode steps: input preparation, forward pass, LM head and sampling, one replay a step.
+"""CUDA graphs of whole steps: input preparation, forward pass, LM head and sampling, one replay a step.
 
-One graph per batch size: every size up to 32, then steps fine enough that padding costs little. The host sends two
-numbers per sequence (row, position); everything else is read from the device-resident RowState and SamplingState.
-Padding rows point at RowState's scratch row: they write to no KV slot and have length 0.
+Owns what every captured step shares (GraphContext), and the graphs of steps that only decode: every batch size up to
+32, then steps fine enough that padding costs little. The host sends two numbers per sequence (row, position);
+everything else is read from the device-resident RowState and SamplingState. Padding rows point at RowState's scratch
+row: they write to no KV slot and have length 0. Steps with prefill chunks are in chunk_graphs.py.
 
 Graphs share one memory pool and are captured from the largest to the smallest, so that the pool is as large as the
-largest needs. Outputs live in that pool: they are consumed on the stream before the next replay.
+largest needs. Outputs live in that pool, where the next replay overwrites them: they are consumed on the stream before.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,70 +35,116 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeGraph:
+class StepGraph:
     """One size's graphs. `sample` is apart from `forward` so that rows with penalties and the like can be sampled by
     the general sampler from the same logits."""
 
-    inputs: Tensor  # [2, size] int64: rows, positions
+    inputs: Tensor  # int64, written before each replay
     forward: torch.cuda.CUDAGraph
     sample: torch.cuda.CUDAGraph
-    logits: Tensor  # [size, vocab]
-    token_ids: Tensor  # [size] int64
+    logits: Tensor  # [num_sequences, vocab]
+    token_ids: Tensor  # [num_sequences] int64
+
+
+@dataclass(frozen=True, slots=True)
+class GraphContext:
+    """What captured steps compute with, and the memory pool that they share."""
+
+    model: CausalLM
+    cache: KVCache
+    rows: RowState
+    sampling: SamplingState
+    ops: SamplingOps
+    pool: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
+
+    def capture(
+        self, inputs: Tensor, forward: Callable[[Tensor], Tensor], sample: Callable[[Tensor, Tensor], Tensor]
+    ) -> StepGraph:
+        """`forward(inputs)` gives logits, `sample(inputs, logits)` token ids. Both run once outside the capture, to
+        compile kernels and allocate what outlives a step."""
+        sample(inputs, forward(inputs))
+        torch.cuda.synchronize()
+        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[0], pool=self.pool):
+            logits = forward(inputs)
+        with torch.cuda.graph(graphs[1], pool=self.pool):
+            token_ids = sample(inputs, logits)
+        return StepGraph(inputs, *graphs, _borrowed(logits), token_ids)
+
+    def choose(self, logits: Tensor, rows: Tensor, lengths: Tensor, store_rows: Tensor) -> Tensor:
+        """A token for each row of logits, by the parameters of `rows`, stored at `lengths` of `store_rows`."""
+        floats, ints = self.sampling.floats[:, rows], self.sampling.ints[:, rows]
+        token_ids = self.ops.sample_core(
+            logits,
+            floats[columns.TEMPERATURE],
+            ints[columns.TOP_K],
+            floats[columns.TOP_P],
+            floats[columns.MIN_P],
+            ints[columns.SEED],
+            lengths,
+        )
+        self.rows.store(store_rows, lengths, token_ids)
+        return token_ids
+
+
+class _Memory:
+    """What a tensor occupies, in the form that numpy's and torch's CUDA array interface (version 3) reads."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+
+def _borrowed(logits: Tensor) -> Tensor:
+    """The same float32 memory without owning it, so that the graphs captured next may use it too.
+
+    Owned, the logits of all batch sizes together take gigabytes; they are needed from a replay to its sampling only.
+    """
+    assert logits.dtype is torch.float32
+    assert logits.is_contiguous()
+    return torch.as_tensor(_Memory(logits), device=logits.device)
 
 
 class DecodeGraphs:
     """Captured once at start-up; `replay` runs one decode step."""
 
-    def __init__(
-        self, model: CausalLM, cache: KVCache, rows: RowState, sampling: SamplingState, ops: SamplingOps
-    ) -> None:
-        self._model = model
-        self._cache = cache
-        self._rows = rows
-        self._sampling = sampling
-        self._ops = ops
-        self._pool = torch.cuda.graph_pool_handle()
-        self._graphs: dict[int, DecodeGraph] = {}
+    def __init__(self, context: GraphContext) -> None:
+        self._context = context
+        self._graphs: dict[int, StepGraph] = {}
         self._sizes: list[int] = []
 
     def capture(self, sizes: list[int]) -> None:
-        """`sizes` ascending. Kernels are compiled by one eager run of each size's shape class before."""
+        """`sizes` ascending."""
         self._sizes = sizes
         with torch.inference_mode():
             for size in reversed(sizes):
-                self._graphs[size] = self._capture_one(size)
+                inputs = torch.zeros((2, size), dtype=torch.int64, device=self._context.rows.device)
+                inputs[0] = self._context.rows.scratch_row
+                self._graphs[size] = self._context.capture(inputs, self._forward, self._sample)
         torch.cuda.synchronize()
 
     @property
     def max_size(self) -> int:
         return self._sizes[-1] if self._sizes else 0
 
-    def replay(self, rows: list[int], positions: list[int]) -> DecodeGraph:
+    def replay(self, rows: list[int], positions: list[int]) -> StepGraph:
         """Launch one step's forward pass for sequences in `rows`, whose last tokens sit at `positions`."""
         size = self._sizes[bisect_left(self._sizes, len(rows))]
         graph = self._graphs[size]
         padding = size - len(rows)
-        host = self._rows.to_device([rows + [self._rows.scratch_row] * padding, positions + [0] * padding])
-        graph.inputs.copy_(host)
+        state = self._context.rows
+        graph.inputs.copy_(state.to_device([rows + [state.scratch_row] * padding, positions + [0] * padding]))
         graph.forward.replay()
         return graph
 
-    def _capture_one(self, size: int) -> DecodeGraph:
-        inputs = torch.empty((2, size), dtype=torch.int64, device=self._rows.device)
-        inputs[0] = self._rows.scratch_row
-        inputs[1] = 0
-        self._sample(inputs, self._forward(inputs))  # compiles and allocates outside the capture
-        torch.cuda.synchronize()
-        forward, sample = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(forward, pool=self._pool):
-            logits = self._forward(inputs)
-        with torch.cuda.graph(sample, pool=self._pool):
-            token_ids = self._sample(inputs, logits)
-        return DecodeGraph(inputs, forward, sample, logits, token_ids)
-
     def _forward(self, inputs: Tensor) -> Tensor:
+        """inputs [2, size]: rows, positions."""
         rows, positions = inputs
-        state = self._rows
+        state, model = self._context.rows, self._context.model
         is_padding = rows == state.scratch_row
         block_tables = state.block_tables[rows]
         blocks = block_tables.gather(1, (positions // state.block_size).unsqueeze(1)).squeeze(1)
@@ -110,20 +159,8 @@ class DecodeGraphs:
             max_seq_len=state.max_model_len,
         )
         input_ids = state.token_table[rows, positions].long()
-        hidden = self._model.forward(input_ids, positions, self._cache.layers, metadata)
-        return self._model.compute_logits(hidden)
+        return model.compute_logits(model.forward(input_ids, positions, self._context.cache.layers, metadata))
 
     def _sample(self, inputs: Tensor, logits: Tensor) -> Tensor:
         rows, positions = inputs
-        floats, ints = self._sampling.floats[:, rows], self._sampling.ints[:, rows]
-        token_ids = self._ops.sample_core(
-            logits,
-            floats[columns.TEMPERATURE],
-            ints[columns.TOP_K],
-            floats[columns.TOP_P],
-            floats[columns.MIN_P],
-            ints[columns.SEED],
-            positions + 1,
-        )
-        self._rows.store(rows, positions + 1, token_ids)
-        return token_ids
+        return self._context.choose(logits, rows, positions + 1, rows)

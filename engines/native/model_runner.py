@@ -1,7 +1,7 @@
 """ModelRunner: does what a BatchPlan says. One forward pass, one token per sequence that samples.
 
 Owns the order of a step on the device: apply deltas, prepare inputs, forward, logits, sample, store. Steps of decodes
-alone replay a CUDA graph where there is one. Knows nothing of requests, queues or text.
+alone, and short prefill chunks, replay a CUDA graph where there is one. Knows nothing of requests, queues or text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engines.native.cuda_graphs import DecodeGraphs
+from engines.native.chunk_graphs import ChunkGraphs
+from engines.native.cuda_graphs import DecodeGraphs, StepGraph
 from engines.native.kv_cache import KVCache
 from engines.native.models import CausalLM
 from engines.native.row_state import ModelInput, RowState
@@ -22,25 +23,31 @@ from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import Feature
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
 
+_SCORED_AT_ONCE = 256  # prompt tokens whose logits are held at a time
 _IN_GRAPH = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
 
 
 class HostTokens:
-    """Sampled token ids on their way to the host; waiting for them waits for nothing launched later."""
+    """Sampled token ids on their way to the host; waiting for them waits for nothing launched later.
 
-    def __init__(self, token_ids: Tensor) -> None:
+    kept: which of them are wanted, where not all are.
+    """
+
+    def __init__(self, token_ids: Tensor, kept: list[int] | None = None) -> None:
+        self._kept = kept
         if token_ids.is_cuda:
             self._host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
             self._host.copy_(token_ids, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
         else:
-            self._host, self._copied = token_ids, None
+            self._host, self._copied = token_ids.clone(), None  # a graph may write there again
 
     def to_list(self) -> list[int]:
         if self._copied is not None:
             self._copied.synchronize()
-        return self._host.tolist()
+        token_ids = self._host.tolist()
+        return token_ids if self._kept is None else [token_ids[i] for i in self._kept]
 
 
 @dataclass(slots=True)
@@ -62,13 +69,20 @@ class ModelRunner:
         rows: RowState,
         sampler: Sampler,
         graphs: DecodeGraphs | None = None,
+        chunk_graphs: ChunkGraphs | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._rows = rows
         self._sampler = sampler
         self._graphs = graphs
+        self._chunk_graphs = chunk_graphs
         self._prompt_logprobs: dict[int, tuple[int, TokenParams]] = {}  # row -> prompt length, params; few have it
+
+    @property
+    def chunk_sizes(self) -> list[int]:
+        """Numbers of prefill tokens that are computed without padding, ascending; beyond the last, any number is."""
+        return self._chunk_graphs.tokens if self._chunk_graphs is not None else []
 
     @torch.inference_mode()
     def launch(self, plan: BatchPlan) -> Launched:
@@ -76,7 +90,12 @@ class ModelRunner:
         if not plan.rows:
             return Launched()
         if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
-            return self._launch_graph(plan, self._graphs)
+            graph = self._graphs.replay(plan.rows, plan.starts)
+            return self._sample_graph(plan, graph, list(range(len(plan.rows))))
+        if self._chunk_graphs is not None and not self._scores_prompts(plan):
+            places = self._chunk_graphs.find(plan)
+            if places is not None:
+                return self._sample_graph(plan, *self._chunk_graphs.replay(plan, places))
         inputs = self._rows.prepare(plan)
         hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
         launched = Launched(prompt_logprobs=self._score_prompts(plan, hidden))
@@ -100,19 +119,19 @@ class ModelRunner:
         if plan.admissions:
             self._sampler.state.set_rows([(a.row, a.params, a.num_prompt_tokens) for a in plan.admissions])
 
-    def _launch_graph(self, plan: BatchPlan, graphs: DecodeGraphs) -> Launched:
-        graph = graphs.replay(plan.rows, plan.starts)
-        count = len(plan.rows)
-        wanted = int(np.bitwise_or.reduce(self._sampler.state.features[plan.rows]))
-        if wanted & ~_IN_GRAPH:
-            launched = Launched()
-            rows, positions = graph.inputs[:, :count]
-            lengths = positions + 1
-            inputs = _SampledInputs(rows, lengths)
-            self._sample(launched, plan, inputs, graph.logits[:count].float())
-            return launched
-        graph.sample.replay()
-        return Launched(HostTokens(graph.token_ids[:count]))
+    def _sample_graph(self, plan: BatchPlan, graph: StepGraph, sampled: list[int]) -> Launched:
+        """Sample from a replayed graph's logits; `sampled` are the places of the sequences that do."""
+        if not sampled:
+            return Launched()
+        rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
+        if not int(np.bitwise_or.reduce(self._sampler.state.features[rows])) & ~_IN_GRAPH:
+            graph.sample.replay()
+            return Launched(HostTokens(graph.token_ids, sampled))
+        launched = Launched()
+        lengths = [plan.starts[i] + plan.num_tokens[i] for i, samples in enumerate(plan.samples) if samples]
+        at, *inputs = self._rows.to_device([sampled, rows, lengths])
+        self._sample(launched, plan, _SampledInputs(*inputs), graph.logits[at].float())
+        return launched
 
     def _sample(self, launched: Launched, plan: BatchPlan, inputs: ModelInput | _SampledInputs, logits: Tensor) -> None:
         sampling = [index for index, samples in enumerate(plan.samples) if samples]
@@ -129,6 +148,15 @@ class ModelRunner:
         launched.tokens = HostTokens(output.token_ids)
         launched.logprobs = output.logprobs
 
+    def _scores_prompts(self, plan: BatchPlan) -> bool:
+        """Whether some chunk predicts prompt tokens whose log-probabilities are wanted."""
+        if not self._prompt_logprobs:
+            return False
+        return any(
+            row in self._prompt_logprobs and start < self._prompt_logprobs[row][0] - 1
+            for row, start in zip(plan.rows, plan.starts, strict=True)
+        )
+
     def _score_prompts(self, plan: BatchPlan, hidden: Tensor) -> dict[int, list[LogprobRow]]:
         """Log-probabilities of the prompt tokens that this step's chunks predict, for sequences that asked."""
         scores: dict[int, list[LogprobRow]] = {}
@@ -143,14 +171,17 @@ class ModelRunner:
             num_scored = min(start + count, num_prompt_tokens - 1) - start
             if num_scored > 0:
                 targets = self._rows.token_table[row, start + 1 : start + 1 + num_scored].long()
-                logits = self._model.compute_logits(hidden[begin : begin + num_scored])
-                scores[index] = prompt_logprobs(logits, targets, params.prompt_logprobs)
+                scored = hidden[begin : begin + num_scored]
+                scores[index] = []
+                for some, their in zip(scored.split(_SCORED_AT_ONCE), targets.split(_SCORED_AT_ONCE), strict=True):
+                    logits = self._model.compute_logits(some)
+                    scores[index] += prompt_logprobs(logits, their, params.prompt_logprobs)
         return scores
 
 
 @dataclass(frozen=True, slots=True)
 class _SampledInputs:
-    """The part of ModelInput that sampling needs, from a graph's static inputs."""
+    """The part of ModelInput that sampling needs, after a graph."""
 
     sampled_rows: Tensor  # [n] int64
     sampled_lengths: Tensor  # [n] int64

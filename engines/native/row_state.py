@@ -92,9 +92,9 @@ class RowState:
         """Write sampled tokens where the next step reads its input."""
         self.token_table[rows, lengths] = token_ids.int()
 
-    def to_device(self, numbers: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    def to_device(self, numbers: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> Tensor:
         """Host ints as one int64 tensor, in one copy that does not wait for the device."""
-        host = torch.from_numpy(np.array(numbers, dtype=np.int64))
+        host = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
         if self.device.type == "cuda":
             return host.pin_memory().to(self.device, non_blocking=True)
         return host

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engines.native.core import Runner
+from engines.native.scheduler import SchedulerLimits
 from engines.native.types import Admission, BatchPlan, TokenParams
 
 _GREEDY = TokenParams(max_tokens=1, temperature=0.0)
@@ -28,14 +29,20 @@ _SAMPLED = (
 _CHUNK = 8  # tokens of a prompt that decodes share their step with
 
 
-def warm_up(runner: Runner, longest: int, max_num_seqs: int, batch_sizes: Sequence[int] = ()) -> None:
+def warm_up(runner: Runner, longest: int, limits: SchedulerLimits, batch_sizes: Sequence[int] = ()) -> None:
     """A prompt of `longest` tokens, a decode, each way to sample, and batches of other sizes, all in KV block 0.
 
     What they write is never read: no sequence owns that block yet, and every owner writes before it reads.
-    batch_sizes: numbers of tokens, and of decodes up to max_num_seqs, for which the device has kernels of their own.
+    batch_sizes: numbers of tokens, and of decodes up to the limit, for which the device has kernels of their own.
     """
-    for plan in _plans(longest, max_num_seqs, batch_sizes):
+    for plan in _plans(longest, limits.max_num_seqs, batch_sizes):
         runner.collect(runner.launch(plan))
+
+
+def sample_widest(runner: Runner, limits: SchedulerLimits) -> None:
+    """Each way to sample by as many sequences as can run, which is when it takes the most memory."""
+    for params in _SAMPLED:
+        runner.collect(runner.launch(_plan(limits.max_num_seqs, 0, params)))
 
 
 def _plans(longest: int, max_num_seqs: int, batch_sizes: Sequence[int]) -> Iterator[BatchPlan]:

@@ -49,6 +49,9 @@ def sample_core(
     return winners[:, 0] if token_ids.dim() == 1 else token_ids.gather(1, winners)[:, 0]
 
 
+_ROWS_AT_ONCE = 32  # rows that are sorted at a time: sorting a batch of 512 rows would take gigabytes
+
+
 def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor, typical_p: Tensor) -> None:
     """Locally typical sampling (arXiv 2202.00666): sets to -inf, in place, what is not typical.
 
@@ -57,6 +60,11 @@ def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor,
 
     logits [B, V] float32; at [n] int64, the rows to work on; temperature (> 0), min_p, typical_p [n] float32.
     """
+    for part in zip(*(column.split(_ROWS_AT_ONCE) for column in (at, temperature, min_p, typical_p)), strict=True):
+        _mask_typical(logits, *part)
+
+
+def _mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor, typical_p: Tensor) -> None:
     scores = scaled(logits[at], temperature)
     scores = scores.masked_fill_(scores < min_p.log()[:, None], -torch.inf)
     probs = scores.double().softmax(dim=1)
@@ -75,6 +83,14 @@ def mask_filtered(logits: Tensor, at: Tensor, temperature: Tensor, top_k: Tensor
 
     logits [B, V] float32; at [n] int64, the rows to work on; temperature (> 0), top_k, top_p, min_p [n].
     """
+    columns = (at, temperature, top_k, top_p, min_p)
+    for part in zip(*(column.split(_ROWS_AT_ONCE) for column in columns), strict=True):
+        _mask_filtered(logits, *part)
+
+
+def _mask_filtered(
+    logits: Tensor, at: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> None:
     scores = scaled(logits[at], temperature)
     scores = scores.masked_fill_(scores < min_p.log()[:, None], -torch.inf)
     scores, order = scores.sort(dim=1, descending=True, stable=True)

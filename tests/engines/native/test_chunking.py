@@ -1,4 +1,4 @@
-"""The prefill chunk beside decodes follows the inter-token target."""
+"""The prefill chunk beside decodes follows the target of what it may add to their step."""
 
 from __future__ import annotations
 
@@ -46,19 +46,36 @@ def run(target_s: float) -> list[float]:
     return runner.durations
 
 
-@pytest.mark.parametrize("target_s", [0.03, 0.08, 0.12])
-def test_steps_that_decode_meet_the_target_once_the_costs_are_known(target_s: float):
+@pytest.mark.parametrize("target_s", [0.02, 0.07, 0.11])
+def test_prompts_add_the_target_to_decodes_once_the_costs_are_known(target_s: float):
     durations = run(target_s)
-    assert max(durations[8:]) <= target_s * 1.05
-    assert max(durations[8:]) >= target_s * 0.8  # and waste no time by smaller chunks than need be
+    assert max(durations[8:]) <= BASE_S + target_s * 1.05
+    assert max(durations[8:]) >= BASE_S + target_s * 0.8  # and waste no time by smaller chunks than need be
+
+
+def test_a_limit_does_not_fall_with_more_decodes():
+    sizer = ChunkSizer(0.05)
+    for base_s in (0.01, 0.02, 0.04):
+        for _ in range(30):
+            sizer.observe(4, 0, base_s)
+            sizer.observe(4, sizer.limit, base_s + sizer.limit * 2e-5)
+        assert sizer.limit == pytest.approx(2500, rel=0.05)
+
+
+def test_a_limit_is_a_number_of_tokens_that_needs_no_padding():
+    sizer = ChunkSizer(0.05, sizes=(256, 1024, 2048))
+    for token_s, limit in ((1e-4, 256), (3e-5, 1024), (1e-5, 4999)):
+        for _ in range(60):
+            sizer.observe(0, 1024, 1024 * token_s)
+        assert sizer.limit == limit
 
 
 def test_without_a_target_a_chunk_takes_the_whole_budget():
     assert max(run(0.0)) > BASE_S + TOKEN_S * 8000
 
 
-def test_a_target_below_the_decodes_own_time_still_lets_prompts_go_on():
-    sizer = ChunkSizer(0.005)
+def test_a_target_that_nothing_meets_still_lets_prompts_go_on():
+    sizer = ChunkSizer(0.001)
     sizer.observe(4, 0, 0.02)
     sizer.observe(4, 2048, 0.06)
     assert sizer.limit == 128

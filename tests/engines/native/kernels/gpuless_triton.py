@@ -15,7 +15,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from engines.native.cuda_graphs import DecodeGraphs, graph_sizes
+from engines.native.chunk_graphs import ChunkGraphs
+from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
 from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 from engines.native.kernels.triton_sampler import sample_core
 from engines.native.kv_cache import KVCache, KVCacheShape
@@ -27,6 +28,7 @@ from engines.native.row_state import RowState
 from engines.native.sampling.ops import TORCH_OPS, SamplingOps
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import SamplingState
+from engines.native.scheduler import SchedulerLimits
 from engines.native.types import Admission, BatchPlan, TokenParams
 from engines.native.warm_up import warm_up
 
@@ -116,15 +118,19 @@ def main() -> None:
     rows = RowState(MAX_ROWS, MAX_LEN, BLOCK_SIZE, device)
     sampling = SamplingState(MAX_ROWS + 1, config.vocab_size, device)
     ops = SamplingOps(TORCH_OPS.greedy, sample_core, TORCH_OPS.mask_typical)
-    graphs = DecodeGraphs(model, cache, rows, sampling, ops)
+    graph_context = GraphContext(model, cache, rows, sampling, ops)
+    graphs, chunk_graphs = DecodeGraphs(graph_context), ChunkGraphs(graph_context)
     runner = ModelRunner(model, cache, rows, Sampler(sampling, ops), graphs)
     with torch.inference_mode():
-        warm_up(runner, 200, MAX_ROWS, BATCH_SIZES)
+        warm_up(runner, 200, SchedulerLimits(max_num_seqs=MAX_ROWS, max_num_batched_tokens=256), BATCH_SIZES)
         at_start = set(asked)
         print(len(at_start))
         for size in graph_sizes(MAX_ROWS):
             inputs = torch.tensor([[rows.scratch_row] * size, [0] * size])
             graphs._sample(inputs, graphs._forward(inputs))
+        for decodes in (0, 16, 64):
+            for tokens in (64, 128):
+                chunk_graphs._forward(chunk_graphs._empty_inputs(decodes, tokens), decodes, tokens)
         rng = random.Random(0)
         for _ in range(60):
             runner.launch(random_plan(rng))
