@@ -11,10 +11,23 @@ from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, Chat
 from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
 from adapters.openai_errors import ErrorBody
 from adapters.openai_models import ModelList, ModelObject
+from adapters.tgi_errors import NativeError
+from adapters.tgi_info import Info
+from adapters.tgi_tokenize import ChatTokenizeAnswer, NativeTokenSpan
+from adapters.tgi_types import NativeRequest, NativeResponse, NativeStreamEvent
+from adapters.tgi_vertex import Predictions, VertexRequest
 from adapters.tokenize import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeRequest
 from adapters.watermark import DetectRequest, WatermarkDetection
 
-_REQUESTS = (ChatCompletionRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, DetectRequest)
+_REQUESTS = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    DetectRequest,
+    NativeRequest,
+    VertexRequest,
+)
 _ANSWERS = (
     ChatCompletion,
     ChatCompletionChunk,
@@ -26,6 +39,13 @@ _ANSWERS = (
     DetokenizeAnswer,
     WatermarkDetection,
     ErrorBody,
+    NativeResponse,
+    NativeStreamEvent,
+    NativeTokenSpan,
+    ChatTokenizeAnswer,
+    Predictions,
+    Info,
+    NativeError,
 )
 
 

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr
 
-
-def split_names(value: object) -> object:
-    """`"a,b"` is how an environment variable or a flag writes `("a", "b")`; a repeated flag brings a list of those."""
-    parts: object = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple):
-        return value  # pydantic says what is wrong with it
-    names: list[str] = []
-    for part in cast("Sequence[object]", parts):
-        if not isinstance(part, str):
-            return value
-        names += [name for name in map(str.strip, part.split(",")) if name]
-    return names
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
+from config.names import Names
 
 
 class EngineSection(BaseModel):
@@ -75,6 +60,9 @@ class NativeSettings(EngineSection):
     )
     max_model_len: int | None = Field(
         default=None, ge=1, examples=[4096], description="Prompt + output tokens. Default: the model's own."
+    )
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, examples=[3072], description="Prompt tokens. Default: whatever max_model_len leaves."
     )
     max_num_seqs: int | None = Field(
         default=None, ge=1, examples=[64], description="Sequences in one step. Default: 512 GPU, 64 CPU."

@@ -47,7 +47,7 @@ def _group(group: Group) -> str:
     lines = [f"# ---- {group.title} ----", ""]
     for key, info in group.fields.items():
         if key != "config":  # names this very file
-            lines += _entry(key, info, active=group.title == "Server")
+            lines += _entry(key, info, active=group.kind is None and group.title != "Engine")
     return "\n".join(lines)
 
 

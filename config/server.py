@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, SecretStr
+
+from config.names import Names
+from config.tgi import TgiSection
 
 
-class ServerSection(BaseModel):
+class ServerSection(TgiSection):
     """Address, processes, limits and logging of the gateway."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(default=8080, ge=0, le=65535, description="TCP port; 0 lets the system choose a free one.")
@@ -22,6 +23,25 @@ class ServerSection(BaseModel):
     )
     gateway_workers: int = Field(
         default=1, ge=1, le=64, description="HTTP processes behind one socket; the native engine stays one process."
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        examples=["secret"],
+        description="Bearer token that every POST must bring; process lists show flags, so prefer the environment.",
+    )
+    cors_allow_origin: Names = Field(
+        default=(),
+        examples=[["https://example.com"]],
+        description="Origins whose pages may call from a browser; `*` for any. Default: none.",
+    )
+    max_concurrent_requests: int | None = Field(
+        default=None,
+        ge=1,
+        examples=[128],
+        description="Generating requests per gateway process, beyond which new ones are refused. Default: no limit.",
+    )
+    any_model: bool = Field(
+        default=False, description="Answer requests that name no model, or one that is not served, with the first one."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body; above it: 413.")
     shutdown_timeout_s: float = Field(

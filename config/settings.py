@@ -25,6 +25,7 @@ from config.engines import EchoSettings, EngineSection, EngineSettings, NativeSe
 from config.explain import config_path, explain, origins
 from config.server import ServerSection
 from config.sources import ENV_PREFIX, SettingsError, StrictEnvironment, StrictToml, env_name
+from config.tgi import TgiSection
 
 SECTIONS: Mapping[str, type[EngineSection]] = {
     "native": NativeSettings,
@@ -107,8 +108,10 @@ class Group(NamedTuple):
 def setting_groups() -> tuple[Group, ...]:
     """Every setting exactly once, in the order in which people look for them."""
     engine_choice = {"engine": Settings.model_fields["engine"], **EngineSection.model_fields}
+    server = {name: info for name, info in ServerSection.model_fields.items() if name not in TgiSection.model_fields}
     groups = [
-        Group("Server", None, {"config": Settings.model_fields["config"], **ServerSection.model_fields}),
+        Group("Server", None, {"config": Settings.model_fields["config"], **server}),
+        Group("TGI's native API", None, TgiSection.model_fields),
         Group("Engine", None, engine_choice),
     ]
     shown = {"kind", *engine_choice}

@@ -93,6 +93,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no logprobs at all
+    logprobs_optional: bool = False  # True: an engine that has no distribution leaves them out and does not refuse
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -126,6 +127,7 @@ class TopLogprob:
     token: str
     bytes: bytes
     logprob: float
+    special: bool = False  # a token that stands for no text of its own, such as EOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class TokenLogprob:
     bytes: bytes
     logprob: float
     top: tuple[TopLogprob, ...] = ()
+    special: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,7 @@ class Started:
 
     prompt_tokens: int
     cached_tokens: int = 0  # of those, found in the prefix cache
+    queued_s: float = 0.0  # seconds between the engine's taking the request and its first step for it
     prompt: PromptDetails | None = None
 
 
@@ -209,6 +213,7 @@ class ModelCard:
     name: str
     aliases: tuple[str, ...] = ()
     max_model_len: int | None = None  # prompt + output tokens; None: not known (remote)
+    max_prompt_tokens: int | None = None  # None: whatever max_model_len leaves
     created: int = 0  # Unix seconds
     owned_by: str = "headrace"
 
@@ -238,11 +243,17 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """`token_texts[i]` is token i as text, when asked for."""
+    """What was tokenized and into what. The last three are there when asked for, as far as the engine knows them.
+
+    `token_texts[i]` is token i as text, `text` the whole that was tokenized (a conversation as its template wrote it),
+    and `offsets[i]` the bytes [start, stop) of it, in UTF-8, that token i covers: (0, 0) for a token put around it.
+    """
 
     token_ids: tuple[int, ...]
     max_model_len: int | None = None
     token_texts: tuple[str, ...] = ()
+    text: str = ""
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,11 +126,12 @@ class EchoEngine:
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         tokens = _tokens_of(prompt)
-        return Tokenized(
-            token_ids=tuple(map(token_id, tokens)),
-            max_model_len=self._settings.max_model_len,
-            token_texts=tuple(tokens) if with_texts else (),
-        )
+        ids = tuple(map(token_id, tokens))
+        if not with_texts:
+            return Tokenized(ids, self._settings.max_model_len)
+        ends = list(accumulate(len(token.encode("utf-8", "replace")) for token in tokens))
+        offsets = tuple(zip([0, *ends], ends, strict=False))
+        return Tokenized(ids, self._settings.max_model_len, tuple(tokens), "".join(tokens), offsets)
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
         return "".join(map(token_text, token_ids))
@@ -167,8 +168,9 @@ class _ReadPrompt:
 
 def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
     sampling = request.sampling
-    if sampling.logprobs is not None or sampling.prompt_logprobs is not None:
-        field = "logprobs" if sampling.logprobs is not None else "prompt_logprobs"
+    needs_logprobs = sampling.logprobs is not None and not sampling.logprobs_optional
+    if needs_logprobs or sampling.prompt_logprobs is not None:
+        field = "logprobs" if needs_logprobs else "prompt_logprobs"
         raise UnsupportedByEngine(f"The echo engine has no distribution, so it cannot honour '{field}'.", field=field)
     if sampling.watermark:
         raise UnsupportedByEngine("The echo engine samples nothing that could be marked.", field="watermark")

@@ -1,4 +1,4 @@
-"""Whether a request's body may come in, by its headers and its size. Pure ASGI, around the routes that read a body.
+"""Whether a request's body may come in, by its key, its headers and its size. Pure ASGI, around routes that read.
 
 A body that declares its length is refused before a byte is read; one that does not (chunked) when it grows too large.
 """
@@ -6,21 +6,27 @@ A body that declares its length is refused before a byte is read; one that does 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hmac import compare_digest
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import BodyTooLarge, UnsupportedMediaType
+from gateway.errors import BodyTooLarge, Unauthorized, UnsupportedMediaType
 
 
 class Admission:
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    """`api_key` None: anybody may."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, api_key: str | None = None) -> None:
         self._app = app
+        self._bearer = None if api_key is None else f"Bearer {api_key}".encode()
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises HttpRefusal, also out of `receive` while the body is read."""
         headers = Headers(scope=scope)
+        if self._bearer is not None:
+            _check_key(headers.get("authorization", ""), self._bearer)
         _check_media_type(headers)
         if _declared_bytes(headers) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
@@ -35,6 +41,12 @@ class Admission:
             return message
 
         await self._app(scope, receive_limited, send)
+
+
+def _check_key(sent: str, bearer: bytes) -> None:
+    """Takes as long for a wrong key as for a nearly right one."""
+    if not compare_digest(sent.encode("latin-1"), bearer):
+        raise Unauthorized("This server wants its API key: send the header Authorization: Bearer KEY.")
 
 
 def _check_media_type(headers: Mapping[str, str]) -> None:

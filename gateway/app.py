@@ -9,24 +9,32 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from adapters.adapter import Adapter
 from adapters.openai_chat import ChatAdapter
 from adapters.openai_completions import CompletionsAdapter
+from adapters.tgi import NativeAdapter
+from adapters.tgi_types import NativeLimits
+from adapters.tgi_vertex import InvocationsAdapter, ModelOptional, VertexAdapter
 from engines.api import Engine
 from engines.errors import HeadraceError
-from gateway import endpoints
+from gateway import endpoints, native
 from gateway.admission import Admission
 from gateway.catalog import Catalog
 from gateway.errors import on_headrace_error, on_http_exception
 from gateway.metrics import Metrics
+from gateway.native import GenerateNative
+from gateway.permits import Permits
 from gateway.telemetry import Telemetry
 
 logger = logging.getLogger("headrace.gateway")
@@ -37,19 +45,26 @@ class GatewayOptions:
     """What the gateway itself can be told; engines have their own settings."""
 
     max_body_bytes: int = 32 * 2**20
+    api_key: str | None = None  # what every POST must bring as its bearer token
+    cors_allow_origin: tuple[str, ...] = ()
+    max_concurrent_requests: int | None = None
+    any_model: bool = False  # see Catalog
+    limits: NativeLimits = field(default_factory=NativeLimits)
+    compute_type: str = "headrace"
     metrics_dir: Path | None = None  # where gateway processes of one socket share their metrics, see gateway/metrics.py
 
 
 def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = None) -> Starlette:
     """Raises ValueError when two models claim one name."""
     options = options or GatewayOptions()
-    catalog = Catalog(engines)
+    catalog = Catalog(engines, any_model=options.any_model)
     metrics = Metrics(engines, options.metrics_dir)
     routes = _routes(catalog, metrics, options)
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(Telemetry, metrics=metrics, routes={route.endpoint: route.path for route in routes}),
+            *_cors(options.cors_allow_origin),
         ],
         exception_handlers={HTTPException: on_http_exception, HeadraceError: on_headrace_error},
         lifespan=_lifespan(catalog),
@@ -59,23 +74,62 @@ def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = No
 
 
 def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list[Route]:
-    admission = [Middleware(Admission, max_body_bytes=options.max_body_bytes)]
+    admission = [Middleware(Admission, max_body_bytes=options.max_body_bytes, api_key=options.api_key)]
     version = _installed_version()
-    chat = endpoints.Generate(ChatAdapter(), catalog)
-    completions = endpoints.Generate(CompletionsAdapter(), catalog)
+    permits = Permits(options.max_concurrent_requests)
+    chat = endpoints.Generate(_openai(ChatAdapter(), catalog), catalog, permits)
+    completions = endpoints.Generate(_openai(CompletionsAdapter(), catalog), catalog, permits)
     return [
+        *_native_routes(catalog, permits, options, version, admission),
         Route("/v1/chat/completions", chat, methods=["POST"], middleware=admission),
         Route("/v1/completions", completions, methods=["POST"], middleware=admission),
         Route("/v1/models", endpoints.list_models(catalog)),
         Route("/v1/models/{model:path}", endpoints.retrieve_model(catalog)),
-        Route("/tokenize", endpoints.tokenize(catalog), methods=["POST"], middleware=admission),
+        Route("/tokenize", native.tokenize(catalog), methods=["POST"], middleware=admission),
         Route("/detokenize", endpoints.detokenize(catalog), methods=["POST"], middleware=admission),
         Route("/v1/watermark/detect", endpoints.detect_watermark(catalog), methods=["POST"], middleware=admission),
         Route("/health", endpoints.health(catalog)),
+        Route("/health/live", endpoints.live()),
+        Route("/health/ready", endpoints.ready(catalog)),
         Route("/version", endpoints.version(version)),
         Route("/metrics", endpoints.prometheus(metrics)),
         Route("/openapi.json", endpoints.openapi(version)),
     ]
+
+
+def _openai(adapter: Adapter, catalog: Catalog) -> Adapter:
+    return ModelOptional(adapter, catalog.default_name) if catalog.any_model else adapter
+
+
+def _native_routes(
+    catalog: Catalog, permits: Permits, options: GatewayOptions, version: str, admission: Sequence[Middleware]
+) -> list[Route]:
+    """Text Generation Inference's native API."""
+    limits, model = options.limits, catalog.default_name
+
+    def generates(path: str, adapter: Adapter, streams: Literal["never", "asked", "always"]) -> Route:
+        endpoint = GenerateNative(adapter, catalog, permits, compute_type=options.compute_type, streams=streams)
+        return Route(path, endpoint, methods=["POST"], middleware=admission)
+
+    return [
+        generates("/", NativeAdapter("any", limits, model), "asked"),
+        generates("/generate", NativeAdapter("whole", limits, model), "never"),
+        generates("/generate_stream", NativeAdapter("stream", limits, model), "always"),
+        generates("/vertex", VertexAdapter(limits, model), "never"),
+        generates("/invocations", InvocationsAdapter(limits, model), "asked"),
+        Route("/chat_tokenize", native.chat_tokenize(catalog), methods=["POST"], middleware=admission),
+        Route("/info", native.info(catalog, limits, permits, version)),
+        Route("/ping", endpoints.health(catalog)),
+        Route("/", endpoints.health(catalog)),
+    ]
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """Pages of these origins may call from a browser, with a key or without."""
+    if not origins:
+        return []
+    headers = ["Authorization", "Content-Type"]
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)]
 
 
 def _installed_version() -> str:

@@ -17,10 +17,14 @@ class Served(NamedTuple):
 
 
 class Catalog:
-    """Names are read from the engines at once and again by `refresh`, for some learn theirs only when they start."""
+    """Names are read from the engines at once and again by `refresh`, for some learn theirs only when they start.
 
-    def __init__(self, engines: Sequence[Engine]) -> None:
+    `any_model`: a name that nobody claims stands for the first model there is.
+    """
+
+    def __init__(self, engines: Sequence[Engine], *, any_model: bool = False) -> None:
         self.engines = tuple(engines)
+        self.any_model = any_model
         self._served: dict[str, Served] = {}
         self.refresh()
 
@@ -37,12 +41,16 @@ class Catalog:
 
     def resolve(self, name: str | None) -> Served:
         """Raises ModelNotFound. None, where a protocol lets the client name no model, is the first there is."""
-        if name is None:
-            name = next(iter(self._served), "")
+        if name is None or (self.any_model and name not in self._served):
+            name = self.default_name()
         try:
             return self._served[name]
         except KeyError:
             raise ModelNotFound(name) from None
+
+    def default_name(self) -> str:
+        """The first model's; "" where there is none."""
+        return next(iter(self._served), "")
 
     def cards(self) -> list[ModelCard]:
         return [card for engine in self.engines for card in engine.models]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.adapter import Adapter
+from adapters.adapter import Adapter, Exchange
 from adapters.openai_models import model_body, model_list_body
 from adapters.tokenize import detokenize_body, parse_detokenize, parse_tokenize, tokenize_body
 from adapters.watermark import detect_body, parse_detect
@@ -20,6 +21,7 @@ from gateway.catalog import Catalog
 from gateway.errors import client_error, error_response
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.openapi import openapi_body
+from gateway.permits import Permits
 from gateway.record import record_of
 from gateway.streaming import ClientLeft, answer_stream, answer_whole
 
@@ -33,21 +35,25 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Generate:
     """POST of a protocol that generates. An ASGI application itself, so that nothing wraps its stream."""
 
-    def __init__(self, adapter: Adapter, catalog: Catalog) -> None:
+    def __init__(self, adapter: Adapter, catalog: Catalog, permits: Permits) -> None:
         self._adapter = adapter
         self._catalog = catalog
+        self._permits = permits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         try:
             body = await read_body(receive)
-            exchange = self._adapter.parse(body, Headers(scope=scope), record.unique_id)
-            served = self._catalog.resolve(exchange.requests[0].model)
-            record.model = served.card.name
-            if exchange.stream:
-                await answer_stream(exchange, served.engine, record, receive, send)
-                return
-            response = Response(await answer_whole(exchange, served.engine, record, receive), media_type=JSON)
+            with self._permits.taken():
+                exchange = self._adapter.parse(body, Headers(scope=scope), record.unique_id)
+                record.parsed_at = time.perf_counter()
+                served = self._catalog.resolve(exchange.requests[0].model)
+                record.model = served.card.name
+                record.max_new_tokens = max_new_tokens(exchange)
+                if exchange.stream:
+                    await answer_stream(exchange, served.engine, record, receive, send)
+                    return
+                response = Response(await answer_whole(exchange, served.engine, record, receive), media_type=JSON)
         except ClientLeft:
             record.error = "The client left."
             return
@@ -58,6 +64,13 @@ class Generate:
             record.error = refusal.message
             response = error_response(refusal, self._adapter.error)
         await response(scope, receive, send)
+
+
+def max_new_tokens(exchange: Exchange) -> int | None:
+    """The most that any of its requests asks for, None where one leaves it to the engine."""
+    asked = [request.sampling.max_tokens for request in exchange.requests]
+    known = [count for count in asked if count is not None]
+    return max(known) if known and len(known) == len(asked) else None
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -71,14 +84,12 @@ async def read_body(receive: Receive) -> bytes:
             return b"".join(chunks)
 
 
-def tokenize(catalog: Catalog) -> Handler:
-    async def answer(request: Request) -> Response:
-        call = parse_tokenize(await read_body(request.receive))
-        served = catalog.resolve(call.model)
-        tokenized = await served.engine.tokenize(served.card.name, call.prompt, with_texts=call.with_texts)
-        return Response(tokenize_body(tokenized, with_texts=call.with_texts), media_type=JSON)
-
-    return answer
+async def tokenize_answer(catalog: Catalog, body: bytes) -> Response:
+    """POST /tokenize in vLLM's shape."""
+    call = parse_tokenize(body)
+    served = catalog.resolve(call.model)
+    tokenized = await served.engine.tokenize(served.card.name, call.prompt, with_texts=call.with_texts)
+    return Response(tokenize_body(tokenized, with_texts=call.with_texts), media_type=JSON)
 
 
 def detokenize(catalog: Catalog) -> Handler:
@@ -116,16 +127,41 @@ def retrieve_model(catalog: Catalog) -> Handler:
     return model
 
 
+def live() -> Handler:
+    """GET /health/live: this process answers, whatever its engines do."""
+
+    async def answer(_: Request) -> Response:
+        return Response()
+
+    return answer
+
+
 def health(catalog: Catalog) -> Handler:
+    """GET /health: ready or not, without a body to read where all is well."""
+    report = ready(catalog)
+
+    async def answer(request: Request) -> Response:
+        full = await report(request)
+        return Response() if full.status_code == 200 else full
+
+    return answer
+
+
+def ready(catalog: Catalog) -> Handler:
+    """GET /health/ready: 200 when every engine is able to answer, else 503, and how each of them is."""
+
     async def report(_: Request) -> Response:
-        """200 when every engine is able to answer, else 503 with what is wrong."""
         states = await asyncio.gather(*(_state(engine) for engine in catalog.engines))
         ok = all(state.ok for state in states)
         engines = [
             {"models": [card.name for card in engine.models], "ok": state.ok, "detail": state.detail}
             for engine, state in zip(catalog.engines, states, strict=True)
         ]
-        return JSONResponse({"status": "ok" if ok else "unhealthy", "engines": engines}, 200 if ok else 503)
+        if ok:
+            return JSONResponse({"status": "ok", "engines": engines})
+        # The last two are what TGI's clients read.
+        words = {"status": "unhealthy", "engines": engines, "error": "unhealthy", "error_type": "healthcheck"}
+        return JSONResponse(words, 503)
 
     return report
 

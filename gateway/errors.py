@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.openai_errors import error_body
+from adapters.tgi_errors import native_error_body, native_status
 from engines.errors import (
     EngineUnavailable,
     GenerationFailed,
@@ -53,6 +54,11 @@ class UnsupportedMediaType(HttpRefusal):
         super().__init__(message, code="unsupported_media_type")
 
 
+class Unauthorized(HttpRefusal):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="invalid_api_key")
+
+
 class BodyTooLarge(HttpRefusal):
     def __init__(self, max_body_bytes: int) -> None:
         message = f"The request body is larger than this server's limit of {max_body_bytes} bytes."
@@ -62,6 +68,7 @@ class BodyTooLarge(HttpRefusal):
 STATUS: Mapping[type[HeadraceError], int] = {
     UnknownRoute: 404,
     MethodNotAllowed: 405,
+    Unauthorized: 401,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     InvalidRequest: 400,
@@ -74,6 +81,11 @@ STATUS: Mapping[type[HeadraceError], int] = {
     UpstreamError: 502,  # a 4xx of the upstream's own is passed on instead, see `status_of`
     UpstreamTimeout: 504,
 }
+
+NATIVE_PATHS = frozenset(
+    {"/", "/generate", "/generate_stream", "/chat_tokenize", "/vertex", "/invocations", "/info", "/ping"}
+)
+"""Routes of TGI's native API: what is refused there before an adapter looks at it is refused in their shape."""
 
 # What an upstream says about the gateway's own credentials or proxy is not the client's doing.
 _NOT_THE_CLIENTS = frozenset({401, 403, 407})
@@ -92,6 +104,8 @@ def headers_of(error: HeadraceError) -> dict[str, str]:
         return {"Allow": error.allowed}
     if isinstance(error, Overloaded):
         return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
     return {}
 
 
@@ -105,14 +119,14 @@ def client_error(error: Exception, request_id: str) -> HeadraceError:
 
 def error_response(error: HeadraceError, render: Callable[[HeadraceError, int], bytes] = error_body) -> Response:
     """`render` is an adapter's `error`; by default OpenAI's."""
-    status = status_of(error)
+    status = native_status(error, status_of(error)) if render is native_error_body else status_of(error)
     return Response(render(error, status), status, headers_of(error), media_type="application/json")
 
 
 async def on_headrace_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
     record_of(request.scope).error = error.message
-    return error_response(error)
+    return error_response(error, native_error_body if request.url.path in NATIVE_PATHS else error_body)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

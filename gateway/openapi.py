@@ -15,6 +15,7 @@ from adapters.openapi import openapi_schemas
 
 _REFUSALS = {
     400: "The request cannot be honoured; `param` names the field.",
+    401: "The server wants its API key.",
     404: "No model, or no route, of that name.",
     405: "The route does not answer this method; `Allow` lists those that it does.",
     413: "The body is larger than this server accepts.",
@@ -24,8 +25,21 @@ _REFUSALS = {
     503: "The engine is starting, stopping, dead, or its queue is full (then with `Retry-After`).",
     504: "A remote engine's upstream did not answer in time.",
 }
-_GENERATES = (400, 404, 405, 413, 415, 500, 502, 503, 504)
-_COUNTS = (400, 404, 405, 413, 415, 500, 503)
+_GENERATES = (400, 401, 404, 405, 413, 415, 500, 502, 503, 504)
+_COUNTS = (400, 401, 404, 405, 413, 415, 500, 503)
+
+_NATIVE_REFUSALS = {
+    400: "The body is not JSON.",
+    401: _REFUSALS[401],
+    404: "No model of that name.",
+    413: _REFUSALS[413],
+    415: _REFUSALS[415],
+    422: "The request cannot be honoured; the message names the parameter.",
+    424: "The generation failed.",
+    429: "As many requests are being answered as this server takes.",
+    500: "A bug; the message names the request's id.",
+    503: "The engine is starting, stopping or dead.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +49,13 @@ class _Operation:
     method: str
     path: str
     summary: str
-    answer: str | Mapping[str, Any]
-    body: str | None = None
+    answer: str | Mapping[str, Any] | None  # None: no body
+    body: str | Mapping[str, Any] | None = None
     chunk: str | None = None  # one server-sent event, where the answer may be streamed
     refusals: Sequence[int] = ()
     media_type: str = "application/json"
     unhealthy: bool = False  # 503 has the answer's own shape
+    native: bool = False  # refusals are in TGI's shape
 
 
 _HEALTH_SCHEMA = {
@@ -63,6 +78,33 @@ _HEALTH_SCHEMA = {
     },
 }
 _VERSION_SCHEMA = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
+
+
+def _ref(kind: str) -> Mapping[str, Any]:
+    return {"$ref": f"#/components/schemas/{kind}"}
+
+
+def _native(
+    path: str,
+    summary: str,
+    answer: str | Mapping[str, Any] | None,
+    *,
+    body: str | Mapping[str, Any] = "NativeRequest",
+    stream: bool = False,
+) -> _Operation:
+    return _Operation(
+        "post",
+        path,
+        summary,
+        answer,
+        body,
+        chunk="NativeStreamEvent" if stream else None,
+        refusals=tuple(_NATIVE_REFUSALS),
+        native=True,
+    )
+
+
+_ONE_RESPONSE = {"type": "array", "minItems": 1, "maxItems": 1, "items": _ref("NativeResponse")}
 
 OPERATIONS = (
     _Operation(
@@ -90,9 +132,9 @@ OPERATIONS = (
     _Operation(
         "post",
         "/tokenize",
-        "Token ids of a text or a conversation.",
-        "TokenizeAnswer",
-        "TokenizeRequest",
+        "Token ids of a text or a conversation, in vLLM's shape; in TGI's for a body with `inputs`.",
+        {"oneOf": [_ref("TokenizeAnswer"), {"type": "array", "items": _ref("NativeTokenSpan")}]},
+        {"oneOf": [_ref("TokenizeRequest"), _ref("NativeRequest")]},
         refusals=_COUNTS,
     ),
     _Operation("post", "/detokenize", "Text of token ids.", "DetokenizeAnswer", "DetokenizeRequest", refusals=_COUNTS),
@@ -104,7 +146,19 @@ OPERATIONS = (
         "DetectRequest",
         refusals=_COUNTS,
     ),
-    _Operation("get", "/health", "Whether every engine is able to answer.", _HEALTH_SCHEMA, unhealthy=True),
+    _Operation("get", "/health/ready", "Whether and how each engine can answer.", _HEALTH_SCHEMA, unhealthy=True),
+    _Operation("get", "/health/live", "200 without a body, whatever the engines do.", None),
+    *(
+        _Operation("get", path, "200 without a body when every engine can answer.", None, unhealthy=True)
+        for path in ("/health", "/ping", "/")
+    ),
+    _native("/", "TGI: answer a prompt, whole (an array of one) or streamed.", _ONE_RESPONSE, stream=True),
+    _native("/generate", "TGI: answer a prompt, whole.", "NativeResponse"),
+    _native("/generate_stream", "TGI: answer a prompt, streamed.", None, stream=True),
+    _native("/vertex", "TGI: prompts in Vertex AI's envelope.", "Predictions", body="VertexRequest"),
+    _native("/invocations", "TGI: a native, chat or completion request, by its keys.", {}, body={"type": "object"}),
+    _native("/chat_tokenize", "TGI: tokens of a conversation.", "ChatTokenizeAnswer", body="ChatCompletionRequest"),
+    _Operation("get", "/info", "TGI: the model and the server's limits.", "Info"),
     _Operation("get", "/version", "The server's version.", _VERSION_SCHEMA),
     _Operation("get", "/metrics", "Prometheus metrics.", {"type": "string"}, media_type="text/plain"),
     _Operation("get", "/openapi.json", "This document.", {"type": "object"}),
@@ -122,6 +176,7 @@ def openapi_document(version: str) -> dict[str, Any]:
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     refusal = {"application/json": {"schema": _schema("ErrorBody")}}
+    native = {"application/json": {"schema": _schema("NativeError")}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -134,6 +189,10 @@ def openapi_document(version: str) -> dict[str, Any]:
             "schemas": openapi_schemas(),
             "responses": {
                 f"Refusal{status}": {"description": text, "content": refusal} for status, text in _REFUSALS.items()
+            }
+            | {
+                f"NativeRefusal{status}": {"description": text, "content": native}
+                for status, text in _NATIVE_REFUSALS.items()
             },
             "headers": {
                 "X-Request-Id": {
@@ -154,11 +213,11 @@ def openapi_document(version: str) -> dict[str, Any]:
 
 
 def _schema(kind: str | Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"$ref": f"#/components/schemas/{kind}"} if isinstance(kind, str) else kind
+    return _ref(kind) if isinstance(kind, str) else kind
 
 
 def _describe(operation: _Operation) -> dict[str, Any]:
-    content = {operation.media_type: {"schema": _schema(operation.answer)}}
+    content = {} if operation.answer is None else {operation.media_type: {"schema": _schema(operation.answer)}}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": _schema(operation.chunk)}
     answer = {
@@ -168,11 +227,13 @@ def _describe(operation: _Operation) -> dict[str, Any]:
     }
     responses: dict[str, Any] = {"200": answer}
     if operation.unhealthy:
-        responses["503"] = {**answer, "description": "An engine is not able to answer."}
+        content = {"application/json": {"schema": _HEALTH_SCHEMA}}
+        responses["503"] = {**answer, "description": "An engine is not able to answer.", "content": content}
     for status in operation.refusals:
-        responses[str(status)] = {"$ref": f"#/components/responses/Refusal{status}"}
+        kind = "NativeRefusal" if operation.native else "Refusal"
+        responses[str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
     described: dict[str, Any] = {
-        "operationId": operation.method + "".join(word.capitalize() for word in _words(operation.path)),
+        "operationId": operation.method + ("".join(word.capitalize() for word in _words(operation.path)) or "Root"),
         "summary": operation.summary,
         "parameters": [{"$ref": "#/components/parameters/X-Request-Id"}],
         "responses": responses,

@@ -33,6 +33,9 @@ class RequestRecord:
     error: str = ""  # the error that the client was told, also one inside a stream whose status is 200
     cached_tokens: int = 0
     completion_tokens: int = 0
+    parsed_at: float | None = None  # when the body was read and found valid
+    queued_s: float = 0.0  # longest wait of its prompts for a place in the engine's batch, as far as the engine says
+    max_new_tokens: int | None = None  # what the client asked for
     first_token_at: float | None = None
     _started_prompt_tokens: int = 0
     _done_prompt_tokens: int = 0
@@ -49,9 +52,25 @@ class RequestRecord:
             self.completion_tokens += event.num_tokens
         elif isinstance(event, Started):
             self._started_prompt_tokens += event.prompt_tokens
+            self.queued_s = max(self.queued_s, event.queued_s)
         else:
             self._done_prompt_tokens += event.usage.prompt_tokens
             self.cached_tokens += event.usage.cached_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Where a request's time went, in seconds."""
+
+    validation: float
+    queue: float
+    inference: float
+
+
+def spent_s(record: RequestRecord, total_s: float) -> Spent:
+    """`total_s`: from the request's headers until now or its end."""
+    validation = 0.0 if record.parsed_at is None else record.parsed_at - record.started_at
+    return Spent(validation, record.queued_s, max(total_s - validation - record.queued_s, 0.0))
 
 
 def open_record(scope: Scope) -> RequestRecord:

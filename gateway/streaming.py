@@ -11,7 +11,7 @@ A client that leaves cancels the pumps wherever they wait, which closes their ge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import NamedTuple
 
@@ -26,15 +26,21 @@ from gateway.record import RequestRecord
 
 MAX_RELAYED_BYTES = 65536  # frames waiting for a slow client, per exchange; the socket's own buffer comes on top
 
-_STREAM_START: Message = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ],
-}
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+def stream_start(headers: Mapping[str, str] = _NO_HEADERS) -> Message:
+    """What begins a stream, with `headers` beside a stream's own."""
+    return {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+        ],
+    }
 
 
 class ClientLeft(Exception):
@@ -50,14 +56,19 @@ async def answer_whole(exchange: Exchange, engine: Engine, record: RequestRecord
 
 
 async def answer_stream(
-    exchange: Exchange, engine: Engine, record: RequestRecord, receive: Receive, send: Send
+    exchange: Exchange,
+    engine: Engine,
+    record: RequestRecord,
+    receive: Receive,
+    send: Send,
+    headers: Mapping[str, str] = _NO_HEADERS,
 ) -> None:
-    """Sends the stream. Raises HeadraceError only before anything was sent, or ClientLeft."""
+    """Sends the stream, with `headers` beside its own. Raises HeadraceError before anything was sent, or ClientLeft."""
     relay = _Relay(len(exchange.requests))
     async with _while_connected(receive) as (tasks, watcher):
         pumps = [tasks.create_task(_pump(exchange, i, engine, relay, record)) for i in range(len(exchange.requests))]
         # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
-        writer = tasks.create_task(_write(exchange, relay, record, watcher, send))
+        writer = tasks.create_task(_write(exchange, relay, record, watcher, send, headers))
         await asyncio.wait([writer])
         if relay.error is not None:
             for pump in pumps:
@@ -171,12 +182,17 @@ async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, r
 
 
 async def _write(
-    exchange: Exchange, relay: _Relay, record: RequestRecord, watcher: asyncio.Task[None], send: Send
+    exchange: Exchange,
+    relay: _Relay,
+    record: RequestRecord,
+    watcher: asyncio.Task[None],
+    send: Send,
+    headers: Mapping[str, str],
 ) -> None:
     await relay.news
     if relay.error is not None:
         raise relay.error  # nothing was sent, so it is an ordinary answer even if another prompt was accepted
-    await send(_STREAM_START)
+    await send(stream_start(headers))
     while True:
         body, last = relay.take(), False
         if relay.error is not None:

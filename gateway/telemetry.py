@@ -19,7 +19,7 @@ from gateway.record import CLIENT_LEFT, RequestRecord, open_record
 
 access_logger = logging.getLogger("headrace.access")
 
-_PROBES = frozenset({"/health", "/metrics"})
+_PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 
 class Telemetry:

@@ -70,7 +70,12 @@ class Answer:
             text = self._tokenizer.decode(self._prompt_ids, skip_special_tokens=False)
             details = PromptDetails(text=text, token_ids=tuple(self._prompt_ids), logprobs=rows or None)
         self._events.append(
-            Started(prompt_tokens=len(self._prompt_ids), cached_tokens=self._cached_tokens, prompt=details)
+            Started(
+                prompt_tokens=len(self._prompt_ids),
+                cached_tokens=self._cached_tokens,
+                queued_s=output.queued_s,
+                prompt=details,
+            )
         )
         self._wake()
 

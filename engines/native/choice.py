@@ -18,11 +18,24 @@ from engines.native.types import FINISH_LENGTH, FINISH_STOP, LogprobRow, TokenOu
 def token_logprob(row: LogprobRow, tokenizer: Tokenizer) -> TokenLogprob:
     """Give a row of numbers its tokens' texts."""
     top = tuple(
-        TopLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes[token_id], logprob)
+        TopLogprob(
+            token_id,
+            tokenizer.token_text(token_id),
+            tokenizer.token_bytes[token_id],
+            logprob,
+            token_id in tokenizer.special_ids,
+        )
         for token_id, logprob in zip(row.top_ids, row.top_logprobs, strict=True)
     )
     token_id = row.token_id
-    return TokenLogprob(token_id, tokenizer.token_text(token_id), tokenizer.token_bytes[token_id], row.logprob, top)
+    return TokenLogprob(
+        token_id,
+        tokenizer.token_text(token_id),
+        tokenizer.token_bytes[token_id],
+        row.logprob,
+        top,
+        token_id in tokenizer.special_ids,
+    )
 
 
 class Choice:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from config.engines import NativeSettings
 from engines.api import (
@@ -35,7 +36,7 @@ from engines.native.core_client import CoreClient
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params
-from engines.native.tokenizer import Tokenizer
+from engines.native.tokenizer import Tokenizer, valid_text
 from engines.native.types import AddSequence, Ready
 from engines.native.watermark.detect import MAX_DETECTION_TOKENS, detect
 from engines.native.watermark.resolve import requested, resolve, scheme_of
@@ -46,6 +47,7 @@ _INLINE_CHARS = 4096  # shorter prompts are tokenized on the event loop: a threa
 _TOKENIZER_THREADS = 4
 _TEMPLATE_PARAMETERS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 _RESTART_DELAYS_S = (0.5, 1, 2, 5, 10, 30)
+_Result = TypeVar("_Result")
 
 
 class NativeEngine:
@@ -132,7 +134,15 @@ class NativeEngine:
         name, *aliases = self._section.served_model_name or (self._model,)
         ready = self._client.ready
         max_model_len = None if ready is None else ready.max_model_len
-        return (ModelCard(name=name, aliases=tuple(aliases), max_model_len=max_model_len, created=self._created),)
+        return (
+            ModelCard(
+                name=name,
+                aliases=tuple(aliases),
+                max_model_len=max_model_len,
+                max_prompt_tokens=self._section.max_prompt_tokens,
+                created=self._created,
+            ),
+        )
 
     def stats(self) -> EngineStats:
         stats = self._client.stats
@@ -145,7 +155,8 @@ class NativeEngine:
         token_ids = await self._encode(request.prompt)
         if request.truncate_prompt_tokens is not None:
             token_ids = token_ids[-request.truncate_prompt_tokens :]
-        check_prompt(token_ids, ready, "messages" if isinstance(request.prompt, ChatPrompt) else "prompt")
+        field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+        check_prompt(token_ids, ready, field, self._section.max_prompt_tokens)
         params = token_params(
             request,
             len(token_ids),
@@ -170,9 +181,14 @@ class NativeEngine:
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         ready = self._require_ready()
-        token_ids = await self._encode(prompt)
-        texts = tuple(self._tokenizer.token_text(token_id) for token_id in token_ids) if with_texts else ()
-        return Tokenized(tuple(token_ids), ready.max_model_len, texts)
+        if not with_texts:
+            return Tokenized(tuple(await self._encode(prompt)), ready.max_model_len)
+        if isinstance(prompt, TokensPrompt):
+            text, ids, offsets = "", list(prompt.token_ids), list[tuple[int, int]]()
+        else:
+            text, ids, offsets = await self._in_thread_if_long(prompt, self._encode_with_offsets_now)
+        texts = tuple(self._tokenizer.token_text(token_id) for token_id in ids)
+        return Tokenized(tuple(ids), ready.max_model_len, texts, text, tuple(offsets))
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
         ready = self._require_ready()
@@ -220,18 +236,30 @@ class NativeEngine:
         """A prompt's token ids; long ones are worked on in a thread, off the event loop."""
         if isinstance(prompt, TokensPrompt):
             return list(prompt.token_ids)
+        return await self._in_thread_if_long(prompt, self._encode_now)
+
+    async def _in_thread_if_long(
+        self, prompt: TextPrompt | ChatPrompt, work: Callable[[TextPrompt | ChatPrompt], _Result]
+    ) -> _Result:
         if _size(prompt) <= _INLINE_CHARS:
-            return self._encode_now(prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._encode_now, prompt)
+            return work(prompt)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, prompt)
 
     def _encode_now(self, prompt: TextPrompt | ChatPrompt) -> list[int]:
+        return self._tokenizer.encode(self._text_of(prompt), add_special_tokens=prompt.add_special_tokens)
+
+    def _encode_with_offsets_now(self, prompt: TextPrompt | ChatPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
+        text = valid_text(self._text_of(prompt))
+        return text, *self._tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
+
+    def _text_of(self, prompt: TextPrompt | ChatPrompt) -> str:
         if isinstance(prompt, TextPrompt):
-            return self._tokenizer.encode(prompt.text, add_special_tokens=prompt.add_special_tokens)
+            return prompt.text
         if taken := _TEMPLATE_PARAMETERS & prompt.template_kwargs.keys():
             field = f"chat_template_kwargs.{min(taken)}"
             raise InvalidRequest(f"{field}: that is a field of its own.", field=field)
         try:
-            text = self._tokenizer.apply_chat_template(
+            return self._tokenizer.apply_chat_template(
                 prompt.messages,
                 tools=prompt.tools,
                 add_generation_prompt=prompt.add_generation_prompt,
@@ -239,8 +267,7 @@ class NativeEngine:
                 **prompt.template_kwargs,
             )
         except TemplateError as error:
-            raise InvalidRequest(f"messages: {error}", field="messages") from error
-        return self._tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens)
+            raise InvalidRequest(f"messages: {error}", field="messages", code="template_error") from error
 
 
 def _size(prompt: TextPrompt | ChatPrompt) -> int:

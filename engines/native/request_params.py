@@ -21,7 +21,7 @@ _MAX_SEED = 2**63 - 1
 _Number = TypeVar("_Number", int, float)
 
 
-def check_prompt(token_ids: Sequence[int], ready: Ready, field: str) -> None:
+def check_prompt(token_ids: Sequence[int], ready: Ready, field: str, max_prompt_tokens: int | None = None) -> None:
     """Raises InvalidRequest for a prompt that no model call could take, PromptTooLong for one that leaves no room.
 
     `field` is where the client wrote it.
@@ -32,6 +32,10 @@ def check_prompt(token_ids: Sequence[int], ready: Ready, field: str) -> None:
             f"The prompt has {len(token_ids)} tokens; the model's context length is {ready.max_model_len} tokens, "
             "prompt and output together.",
             field=field,
+        )
+    if max_prompt_tokens is not None and len(token_ids) > max_prompt_tokens:
+        raise PromptTooLong(
+            f"The prompt has {len(token_ids)} tokens; this server takes at most {max_prompt_tokens}.", field=field
         )
 
 

@@ -19,6 +19,7 @@ dropped at commit.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -187,6 +188,7 @@ class Scheduler:
         self._running.append(sequence)
         if sequence.num_cached_tokens < 0:  # not on the way back from preemption
             sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.queued_s = time.monotonic() - sequence.arrived_at
             self._hit_tokens += sequence.num_computed_tokens
             self._query_tokens += sequence.num_prompt_tokens
             self._prompt_tokens += sequence.num_prompt_tokens
@@ -254,6 +256,7 @@ class Scheduler:
             finish=FINISH_LENGTH if only_prompt else finish,
             logprobs=(logprobs,) if logprobs is not None and not only_prompt else (),
             cached_tokens=sequence.num_cached_tokens if first else -1,
+            queued_s=sequence.queued_s if first else 0.0,
             prompt_logprobs=(None, *sequence.prompt_logprobs) if first and sequence.params.prompt_logprobs >= 0 else (),
         )
 

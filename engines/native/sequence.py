@@ -11,6 +11,7 @@ Token counts, all from the start of the sequence:
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from engines.native.block_pool import BlockHash
@@ -32,6 +33,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = -1
     num_pending: int = 0
+    arrived_at: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0  # from its arrival to its first step
     finished: bool = False
     reported: bool = False  # its first output, which carries what is said once, is out
     block_table: list[int] = field(default_factory=list[int])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,13 @@ class TiktokenBackend:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids = self._encoding.encode(text, allowed_special="all")
         return self._prefix + ids if add_special_tokens else ids
+
+    def encode_with_offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        ids = self._encoding.encode(text, allowed_special="all")
+        ends = list(accumulate(len(self._piece(token_id) or b"") for token_id in ids))
+        offsets = list(zip([0, *ends], ends, strict=False))
+        prefix = self._prefix if add_special_tokens else []
+        return prefix + ids, [(0, 0)] * len(prefix) + offsets
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         shown = (i for i in token_ids if not (skip_special_tokens and i in self.special_ids))

@@ -69,11 +69,13 @@ class Tokenizer:
         `add_special_tokens` adds what the model puts around plain text (mostly BOS); text from a chat template has it
         already. Lone surrogates, which UTF-8 can't hold, are read as U+FFFD. Releases the GIL.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._backend.encode(text, add_special_tokens)
+        return self._backend.encode(valid_text(text), add_special_tokens)
+
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and of each token the bytes [start, stop) of `valid_text(text)` in UTF-8 that it covers."""
+        return self._backend.encode_with_offsets(valid_text(text), add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Ids without a token stand for nothing.
@@ -144,6 +146,15 @@ class Tokenizer:
         except KeyError:
             names = ", ".join(sorted(self._templates))
             raise TemplateError(f"chat_template: this model has no template {name!r}, only: {names}") from None
+
+
+def valid_text(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 can't hold, as U+FFFD."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _load_parts(path: Path) -> TokenizerParts:

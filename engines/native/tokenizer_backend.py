@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Protocol, cast
 
 from tokenizers import AddedToken, processors
@@ -39,6 +40,10 @@ class TokenizerBackend(Protocol):
         ...
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+
+    def encode_with_offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and of each token the bytes [start, stop) of `text` in UTF-8, (0, 0) for those put around it."""
+        ...
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Unknown ids stand for nothing. Raises OverflowError for ids outside [0, 2**32)."""
@@ -77,6 +82,14 @@ class TokenizersBackend:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # A batch of one, because only the batch call releases the GIL.
         return self._pipeline.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    def encode_with_offsets(self, text: str, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        encoding = self._pipeline.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        if text.isascii():
+            return encoding.ids, encoding.offsets
+        # The library counts characters.
+        at = [0, *accumulate(len(character.encode("utf-8")) for character in text)]
+        return encoding.ids, [(at[start], at[stop]) for start, stop in encoding.offsets]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         return self._pipeline.decode(token_ids, skip_special_tokens=skip_special_tokens)

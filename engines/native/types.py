@@ -143,6 +143,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cached_tokens: int = -1
     prompt_logprobs: tuple[LogprobRow | None, ...] = ()
     error: str = ""
+    queued_s: float = 0.0  # seconds from arrival to its first step; only in a sequence's first output
 
 
 FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR = range(4)

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from adapters.tgi_types import NativeLimits
 from config.engines import EngineSettings, NativeSettings
 from config.server import ServerSection
 from engines.api import Engine
@@ -49,14 +50,33 @@ class Gateway:
         self.engines = [
             _engine(section, plan.core_addresses.get(place), on_progress) for place, section in enumerate(plan.engines)
         ]
-        options = GatewayOptions(max_body_bytes=plan.server.max_body_bytes, metrics_dir=plan.metrics_dir)
-        self.app: Starlette = create_app(self.engines, options=options)
+        self.app: Starlette = create_app(self.engines, options=_options(plan))
 
     def report(self) -> Report:
         """Of use once the engines are started."""
         facts = tuple(describe(engine, kind) for engine, kind in zip(self.engines, self._kinds, strict=True))
         paths = [route.path for route in self.app.routes if isinstance(route, Route)]
         return Report(facts, tuple(path for path in paths if "{" not in path))
+
+
+def _options(plan: ServePlan) -> GatewayOptions:
+    server = plan.server
+    return GatewayOptions(
+        max_body_bytes=server.max_body_bytes,
+        api_key=None if server.api_key is None else server.api_key.get_secret_value(),
+        cors_allow_origin=server.cors_allow_origin,
+        max_concurrent_requests=server.max_concurrent_requests,
+        any_model=server.any_model,
+        limits=NativeLimits(
+            max_best_of=server.max_best_of,
+            max_stop_sequences=server.max_stop_sequences,
+            max_top_n_tokens=server.max_top_n_tokens,
+            max_client_batch_size=server.max_client_batch_size,
+            keep_stop=server.keep_stop,
+        ),
+        compute_type=server.compute_type,
+        metrics_dir=plan.metrics_dir,
+    )
 
 
 def _engine(section: EngineSettings, address: str | None, on_progress: OnProgress | None) -> Engine:

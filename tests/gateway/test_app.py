@@ -61,7 +61,11 @@ def test_two_engines_of_one_name_are_refused():
 
 
 async def test_health_is_200_when_every_engine_is_well():
-    call = await Call(app_of(ScriptedEngine(name="a"), ScriptedEngine(name="b")), path="/health").run()
+    app = app_of(ScriptedEngine(name="a"), ScriptedEngine(name="b"))
+    for path in ("/health", "/ping", "/", "/health/live"):
+        call = await Call(app, path=path).run()
+        assert (call.status, call.body) == (200, b""), path
+    call = await Call(app, path="/health/ready").run()
     assert call.status == 200
     assert call.json() == {
         "status": "ok",
@@ -75,10 +79,14 @@ async def test_health_is_200_when_every_engine_is_well():
 async def test_health_is_503_when_one_engine_is_not(answer: Health | Exception):
     sick = ScriptedEngine(name="b")
     sick.health_answer = answer
-    call = await Call(app_of(ScriptedEngine(name="a"), sick), path="/health").run()
-    assert call.status == 503
-    assert call.json()["status"] == "unhealthy"
-    assert call.json()["engines"][1] == {"models": ["b"], "ok": False, "detail": "core died"}
+    app = app_of(ScriptedEngine(name="a"), sick)
+    for path in ("/health", "/health/ready"):
+        call = await Call(app, path=path).run()
+        assert call.status == 503
+        assert call.json()["status"] == "unhealthy"
+        assert call.json()["error_type"] == "healthcheck"
+        assert call.json()["engines"][1] == {"models": ["b"], "ok": False, "detail": "core died"}
+    assert (await Call(app, path="/health/live").run()).status == 200
 
 
 async def test_engine_that_does_not_answer_is_not_healthy(monkeypatch: pytest.MonkeyPatch):
@@ -120,7 +128,7 @@ async def test_engine_without_tokenizer_says_so(path: str, fields: dict[str, Any
 # --- methods and paths ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/v2/models", "//", "/v1/models/"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/v1/chat/completions/", "/v2/models", "//", "/v1/models/"])
 async def test_unknown_path_is_404_in_json(path: str):
     call = await Call(app_of(), path=path).run()
     assert call.status == 404

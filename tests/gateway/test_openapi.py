@@ -15,6 +15,7 @@ from gateway.openapi import openapi_document
 from tests.gateway.asgi import Call, app_of, post
 
 DOCUMENT = openapi_document("1.2.3")
+NATIVE = {"inputs": "a b", "parameters": {"max_new_tokens": 3, "details": True, "best_of": 2, "top_k": 5}}
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hi there"}]}
 
 
@@ -86,7 +87,14 @@ async def test_document_is_served():
         ("get", "/v1/models/echo", None),
         ("post", "/tokenize", {"prompt": "a b", "return_token_strs": True}),
         ("post", "/detokenize", {"tokens": [97]}),
-        ("get", "/health", None),
+        ("post", "/tokenize", {"inputs": "a b"}),
+        ("post", "/chat_tokenize", CHAT),
+        ("post", "/", NATIVE),
+        ("post", "/generate", NATIVE),
+        ("post", "/vertex", {"instances": [NATIVE, {"inputs": "b"}]}),
+        ("post", "/invocations", NATIVE),
+        ("get", "/info", None),
+        ("get", "/health/ready", None),
         ("get", "/version", None),
         ("get", "/openapi.json", None),
     ],
@@ -106,24 +114,31 @@ async def test_answer_fits_its_schema_and_the_request_its_own(method: str, path:
     [
         ("/v1/chat/completions", CHAT),
         ("/v1/completions", {"model": "echo", "prompt": "a b c", "echo": True}),
+        ("/", {"inputs": "a b c d", "parameters": {"details": True}}),
+        ("/generate_stream", {"inputs": "a b c d", "parameters": {"details": True}}),
     ],
 )
 async def test_every_chunk_fits_its_schema(path: str, fields: dict[str, Any]):
-    streamed = {**fields, "stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
-    call = await post(await echo_app(), path, streamed).run()
+    options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}} if "v1" in path else {}
+    call = await post(await echo_app(), path, {**fields, "stream": True, **options}).run()
     schema = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
     events = call.events()
     assert len(events) > 3
-    for event in events[:-1]:
-        check(schema, event)
+    assert (events[-1] == "[DONE]") == ("v1" in path)
+    for event in events:
+        if event != "[DONE]":
+            check(schema, event)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/v1/completions", 400), ("/nowhere", 404), ("/v1/models/x", 404)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/v1/completions", 400), ("/generate", 422), ("/nowhere", 404), ("/v1/models/x", 404)]
+)
 async def test_refusal_fits_its_schema(path: str, status: int):
     app = await echo_app()
-    call = await (post(app, path, {}) if status == 400 else Call(app, path=path)).run()
+    call = await (Call(app, path=path) if status == 404 else post(app, path, {})).run()
     assert call.status == status
-    check(DOCUMENT["components"]["responses"][f"Refusal{status}"]["content"]["application/json"]["schema"], call.json())
+    kind = "NativeRefusal" if status == 422 else "Refusal"
+    check(DOCUMENT["components"]["responses"][f"{kind}{status}"]["content"]["application/json"]["schema"], call.json())
 
 
 def test_document_is_json():

@@ -487,3 +487,15 @@ def test_damaged_tiktoken_vocabulary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tiktoken").write_bytes(base64.b64encode(b"a") + b" 0\n" + b"broken line here\n")
     with pytest.raises(TokenizerLoadError, match="tiktoken"):
         Tokenizer.load(tmp_path / "x.tiktoken")
+
+
+@pytest.mark.parametrize("text", ["Hello there", "Grüße, 世界! 🦊", "a\ud800b", ""])
+def test_offsets_are_the_bytes_that_each_token_covers(smollm2_gguf, text):
+    tokenizer = Tokenizer.load(smollm2_gguf)
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    covered = [whole[start:stop] for start, stop in offsets]
+    for token_id, part in zip(ids, covered, strict=True):
+        # A token that is a part of a character covers all of it, for the tokenizer counts characters.
+        assert tokenizer.token_bytes[token_id] in part
