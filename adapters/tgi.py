@@ -28,6 +28,7 @@ from adapters.tgi_types import (
     PrefillToken,
     StreamDetails,
 )
+from adapters.watermark import watermark_params
 from adapters.wire import parse_body
 from engines.api import (
     Finish,
@@ -114,12 +115,12 @@ def plan_of(
         seed=seed,
         stop=asked.stops,
         include_stop_str_in_output=_either(asked.include_stop_str_in_output, limits.keep_stop),
+        # TGI's clients always send false, so it says no more than nothing at all: as the server is set.
+        watermark=watermark_params(asked.watermark or None),
         logprobs=num_top if tells_tokens else None,
         logprobs_optional=num_top == 0,
         prompt_logprobs=0 if asked.decoder_input_details else None,
     )
-    if asked.watermark:
-        refuse_native("`watermark` cannot be honoured: this server does not watermark", "watermark")
     if asked.grammar is not None:
         refuse_native("`grammar` cannot be honoured: this server does not constrain its output", "grammar")
     generation = GenerationRequest(

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from adapters.tgi_errors import refuse_native
+from adapters.watermark import WatermarkField
 from adapters.wire import WIRE_CONFIG, WireModel
 
 _U32 = Field(ge=0, le=2**32 - 1)
@@ -60,7 +61,7 @@ class GenerateParameters(NativeModel):
     stop: Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])] | None = None
     stop_sequences: list[str] | None = None  # TGI ignores this name, which older clients send; here it is `stop`
     truncate: _U32Int | None = None
-    watermark: bool | None = None
+    watermark: WatermarkField | None = None
     details: bool | None = None
     decoder_input_details: bool | None = None
     seed: Annotated[int, _U64] | None = None

@@ -128,6 +128,13 @@ def test_stop_string_stays_unless_the_server_or_the_request_says_otherwise():
     )
 
 
+def test_watermark_is_asked_for_by_true_and_false_is_what_the_server_is_set_to():
+    assert asked(watermark=True).watermark is True
+    assert asked(watermark=False).watermark is None
+    assert asked().watermark is None
+    assert asked(watermark={"scheme": "gumbel"}).watermark.scheme == "gumbel"
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
