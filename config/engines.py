@@ -35,6 +35,11 @@ class NativeSettings(EngineSection):
         examples=["./tokenizer.json"],
         description="Folder or file of the tokenizer, if it is not MODEL's own.",
     )
+    chat_template: Path | None = Field(
+        default=None,
+        examples=["./template.jinja"],
+        description="Jinja file with the chat template, or a tokenizer_config.json with one. Default: MODEL's own.",
+    )
     revision: str | None = Field(
         default=None, examples=["main"], description="Hub revision (branch, tag or commit) of MODEL."
     )

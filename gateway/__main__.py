@@ -1,4 +1,4 @@
-"""The command line: `headrace serve | chat | config | version`.
+"""The command line: `headrace serve | launch | chat | config | version`.
 
 Parses, reads the settings once, and hands over to `gateway/cli/`. Parts are imported when a command needs them, so that
 `--help` is quick and `chat` does not load a server.
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from config.settings import Loaded, SettingsError, load_settings
 from gateway.cli.arguments import add_settings, given_settings
+from gateway.cli.launch import add_flags, launch
 
 _DESCRIPTION = """\
 An OpenAI-compatible gateway with pluggable engines, and a native continuous-batching engine of its own.
@@ -74,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "serve", _serve, "Serve models behind the OpenAI API.", _SERVE_EPILOG)
     serve.usage = "headrace serve [MODEL] [--SETTING VALUE ...]"
     add_settings(serve)
+    summary = "Serve with the flags and variables of text-generation-launcher."
+    add_flags(_command(commands, "launch", launch, summary))
     chat = _command(commands, "chat", _chat, "Talk to a running server from the terminal.")
     chat.add_argument("--url", default="http://127.0.0.1:8080/v1", help="Base URL of the server. [%(default)s]")
     chat.add_argument("--model", metavar="NAME", help="Default: the first model that the server lists.")

@@ -7,9 +7,11 @@ and the stop matcher on the way out, and the core's socket between them. Never i
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from config.engines import NativeSettings
@@ -87,7 +89,7 @@ class NativeEngine:
         files = resolve_model(self._section, self._on_progress or no_progress)
         path = self._section.tokenizer or files.path
         try:
-            self._tokenizer = Tokenizer.load(path)
+            self._tokenizer = Tokenizer.load(path, chat_template=_chat_template(self._section.chat_template))
         except (ValueError, OSError) as error:
             raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
         models_own = self._section.generation_defaults == "model"
@@ -268,6 +270,19 @@ class NativeEngine:
             )
         except TemplateError as error:
             raise InvalidRequest(f"messages: {error}", field="messages", code="template_error") from error
+
+
+def _chat_template(path: Path | None) -> str | None:
+    """A template's source. Raises OSError or ValueError for a file that holds none."""
+    if path is None:
+        return None
+    source = path.expanduser().read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return source
+    template = json.loads(source).get("chat_template")
+    if not isinstance(template, str):
+        raise ValueError(f"{path} holds no chat_template")
+    return template
 
 
 def _size(prompt: TextPrompt | ChatPrompt) -> int:
