@@ -13,6 +13,9 @@ VENV ?= .venv
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 EXTRAS ?= native
 
+# A client to be tested as it is published: it asks for an older huggingface-hub, which it does not use.
+TGI_CLIENT := text-generation==0.7.0
+
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
 
@@ -41,6 +44,7 @@ clean:
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing Headrace [$*] into $(VENV); the first time takes a few minutes ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS) -e '.[$*]'
+	@$(if $(filter dev,$*),$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(TGI_CLIENT))
 	@touch $@
 
 # Rewritten only when it changes, so that another TORCH installs anew and the same one does not.

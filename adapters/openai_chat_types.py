@@ -46,6 +46,7 @@ class ChatCompletionRequest(GenerationFields, TemplateFields):
     prompt_cache_options: Annotated[
         dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
     ] = None
+    tool_prompt: Annotated[str | None, NoEffect("TGI's wording of tools; the chat template has its own.")] = None
     parallel_tool_calls: Annotated[bool | None, NoEffect("applies to tools alone, which are refused.")] = None
 
     tools: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None

@@ -42,11 +42,15 @@ Content = Annotated[
 ]
 
 
+NoCalls = Annotated[Any, Refused("only an assistant's message calls tools", ([],))]  # some clients send a null
+
+
 @with_config(WIRE_CONFIG)
 class SystemMessage(TypedDict):
     role: Literal["system"]
     content: Content
     name: NotRequired[str | None]
+    tool_calls: NotRequired[NoCalls]
 
 
 @with_config(WIRE_CONFIG)
@@ -54,6 +58,7 @@ class DeveloperMessage(TypedDict):
     role: Literal["developer"]
     content: Content
     name: NotRequired[str | None]
+    tool_calls: NotRequired[NoCalls]
 
 
 @with_config(WIRE_CONFIG)
@@ -61,6 +66,7 @@ class UserMessage(TypedDict):
     role: Literal["user"]
     content: Content
     name: NotRequired[str | None]
+    tool_calls: NotRequired[NoCalls]
 
 
 @with_config(WIRE_CONFIG)

@@ -104,6 +104,7 @@ NO_EFFECT_VALUES: dict[str, Any] = {
     "prompt_cache_retention": "24h",
     "prompt_cache_options": {"mode": "explicit"},
     "parallel_tool_calls": True,
+    "tool_prompt": "Use tools.",
 }
 # For each refused field a value that is refused, and those that ask for nothing.
 REFUSED_VALUES: dict[str, tuple[Any, list[Any]]] = {
