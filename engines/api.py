@@ -234,6 +234,7 @@ class EngineStats:
     waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
+    kv_block_size: int = 0  # tokens
     prefix_cache_hit_tokens: int = 0
     prefix_cache_query_tokens: int = 0
     preemptions: int = 0

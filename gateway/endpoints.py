@@ -42,6 +42,7 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
+        record.generates = True
         try:
             body = await read_body(receive)
             with self._permits.taken():
@@ -55,13 +56,13 @@ class Generate:
                     return
                 response = Response(await answer_whole(exchange, served.engine, record, receive), media_type=JSON)
         except ClientLeft:
-            record.error = "The client left."
+            record.drop()
             return
         except Exception as error:
             if record.status:  # answer_stream says whatever it can in-band, so this is a bug past that
                 raise
             refusal = client_error(error, record.id)
-            record.error = refusal.message
+            record.fail(refusal)
             response = error_response(refusal, self._adapter.error)
         await response(scope, receive, send)
 

@@ -125,7 +125,7 @@ def error_response(error: HeadraceError, render: Callable[[HeadraceError, int], 
 
 async def on_headrace_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
-    record_of(request.scope).error = error.message
+    record_of(request.scope).fail(error)
     return error_response(error, native_error_body if request.url.path in NATIVE_PATHS else error_body)
 
 

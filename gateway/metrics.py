@@ -9,7 +9,7 @@ process that answers: all see one native engine alike, while what remote and ech
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from engines.api import Engine, EngineStats
 from gateway.record import RequestRecord
+from gateway.tgi_metrics import TgiMetrics, WithoutTotal
 
 disable_created_metrics()  # a second series for each that nobody reads
 
@@ -70,11 +71,10 @@ class Metrics:
         self._completion_tokens = Counter(
             "headrace_completion_tokens", "Tokens generated, abandoned requests included.", ["model"], registry=own
         )
-        if multiprocess_dir is None:
-            self._exposed = own
-        else:
-            self._exposed = CollectorRegistry()
-            MultiProcessCollector(self._exposed, path=str(multiprocess_dir))
+        self._tgi = TgiMetrics(own)
+        shared = own if multiprocess_dir is None else MultiProcessCollector(None, path=str(multiprocess_dir))
+        self._exposed = CollectorRegistry()
+        self._exposed.register(WithoutTotal(shared))
         self._exposed.register(_EngineCollector(engines))
 
     def opened(self) -> None:
@@ -84,9 +84,11 @@ class Metrics:
         """Every `opened` request ends here, whatever became of it."""
         self._in_progress.dec()
         self._requests.labels(route, str(record.status)).inc()
+        now = time.perf_counter()
+        if record.generates:
+            self._tgi.closed(record, now - record.started_at)
         if not record.model:
             return
-        now = time.perf_counter()
         self._duration.labels(route, record.model).observe(now - record.started_at)
         self._prompt_tokens.labels(record.model).inc(record.prompt_tokens)
         self._cached_tokens.labels(record.model).inc(record.cached_tokens)
@@ -135,6 +137,23 @@ _ENGINE_FAMILIES = (
 )
 
 
+_TGI_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], int]], ...] = (
+    ("tgi_queue_size", "Requests in the engines' queues.", lambda stats: stats.waiting),
+    ("tgi_batch_current_size", "Requests in the running batches.", lambda stats: stats.running),
+    (
+        "tgi_batch_current_max_tokens",
+        "Tokens that the KV blocks held by requests have room for.",
+        lambda stats: stats.kv_blocks_used * stats.kv_block_size,
+    ),
+    (
+        "tgi_batch_max_total_tokens",
+        "Tokens that the KV cache has room for.",
+        lambda stats: stats.kv_blocks_total * stats.kv_block_size,
+    ),
+)
+"""TGI's names for engine gauges; they have no label, so several engines are summed up."""
+
+
 class _EngineCollector:
     """Reads `Engine.stats()` when scraped. An engine is labelled by the name of its first model."""
 
@@ -148,6 +167,8 @@ class _EngineCollector:
         stats: list[tuple[str, EngineStats]] = [
             (engine.models[0].name if engine.models else "", engine.stats()) for engine in self._engines
         ]
+        for name, text, value in _TGI_GAUGES:
+            yield GaugeMetricFamily(name, text, value=sum(value(engine) for _, engine in stats))
         for spec in _ENGINE_FAMILIES:
             family = spec.family(spec.name, spec.help, labels=["model"])
             for model, values in stats:

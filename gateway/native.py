@@ -61,6 +61,7 @@ class GenerateNative:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
+        record.generates = True
         body = b""
         try:
             body = await read_body(receive)
@@ -69,12 +70,12 @@ class GenerateNative:
                 record.parsed_at = time.perf_counter()
                 await self._answer(exchange, record, scope, receive, send)
         except ClientLeft:
-            record.error = "The client left."
+            record.drop()
         except Exception as error:
             if record.status:
                 raise
             refusal = client_error(error, record.id)
-            record.error = refusal.message
+            record.fail(refusal)
             if self._streams == "always" or (self._streams == "asked" and says_stream(body)):
                 await _stream_refusal(refusal, send)
             else:
@@ -120,7 +121,7 @@ def tokenize(catalog: Catalog) -> Handler:
             served = catalog.resolve(call.model)
             tokenized = await served.engine.tokenize(served.card.name, call.prompt, with_texts=True)
         except HeadraceError as error:
-            record_of(request.scope).error = error.message
+            record_of(request.scope).fail(error)
             return error_response(error, native_error_body)
         return Response(native_tokenize_body(tokenized), media_type=JSON)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from starlette.types import Scope
 
 from engines.api import GenerationEvent, Started, TextDelta
+from engines.errors import HeadraceError, InvalidRequest, Overloaded
 
 CLIENT_LEFT = 499  # recorded, never sent: the client closed the connection before its answer was complete
 _SCOPE_KEY = "headrace.record"
@@ -30,7 +31,9 @@ class RequestRecord:
     started_at: float = field(default_factory=time.perf_counter)
     model: str = ""  # canonical name, once resolved
     status: int = 0  # 0: nothing sent yet
+    generates: bool = False  # a request to generate, whatever became of it
     error: str = ""  # the error that the client was told, also one inside a stream whose status is 200
+    failure: str = ""  # its kind, in one of the few words that a metric's label takes
     cached_tokens: int = 0
     completion_tokens: int = 0
     parsed_at: float | None = None  # when the body was read and found valid
@@ -45,6 +48,15 @@ class RequestRecord:
         """Counted when a prompt is processed; a remote engine may learn it only with the last event."""
         return max(self._started_prompt_tokens, self._done_prompt_tokens)
 
+    def fail(self, error: HeadraceError) -> None:
+        """The client was told of `error`."""
+        self.error = error.message
+        self.failure = _kind(error)
+
+    def drop(self) -> None:
+        """The client left before its answer was complete."""
+        self.error, self.failure = "The client left.", "dropped"
+
     def add(self, event: GenerationEvent) -> None:
         if isinstance(event, TextDelta):
             if self.first_token_at is None:
@@ -56,6 +68,12 @@ class RequestRecord:
         else:
             self._done_prompt_tokens += event.usage.prompt_tokens
             self.cached_tokens += event.usage.cached_tokens
+
+
+def _kind(error: HeadraceError) -> str:
+    if isinstance(error, InvalidRequest):
+        return "template" if error.code == "template_error" else "validation"
+    return "overloaded" if isinstance(error, Overloaded) else "generation"
 
 
 @dataclass(frozen=True, slots=True)

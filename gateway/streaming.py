@@ -196,7 +196,7 @@ async def _write(
     while True:
         body, last = relay.take(), False
         if relay.error is not None:
-            record.error = relay.error.message
+            record.fail(relay.error)
             body, last = body + exchange.stream_error(relay.error, status_of(relay.error)), True
         elif relay.finished:
             body, last = body + exchange.end(), True

@@ -48,7 +48,7 @@ class Telemetry:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
             refusal = client_error(error, record.id)
-            record.error = refusal.message
+            record.fail(refusal)
             if record.status == 0:
                 await error_response(refusal)(scope, receive, send_with_id)
             # else the server closes the connection, for the answer is not complete

@@ -148,7 +148,11 @@ class NativeEngine:
 
     def stats(self) -> EngineStats:
         stats = self._client.stats
-        return EngineStats(**{field: getattr(stats, field) for field in stats.__struct_fields__})
+        ready = self._client.ready
+        return EngineStats(
+            **{field: getattr(stats, field) for field in stats.__struct_fields__},
+            kv_block_size=0 if ready is None else ready.block_size,
+        )
 
     # --- the contract: text -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.gateway.asgi import Call, app_of, chat
+from engines.errors import GenerationFailed, Overloaded
+from tests.gateway.asgi import Call, app_of, chat, post
 from tests.gateway.scripted import HELLO, STARTED, ScriptedEngine, forever, text, turn
 
 CHAT = "/v1/chat/completions"
@@ -77,6 +78,43 @@ async def test_labels_never_hold_what_a_client_sent():
     assert samples["headrace_requests_total", labels(route=CHAT, status="404")] == 1
 
 
+async def test_tgis_names_count_each_request_once_whatever_its_route():
+    app = app_of(ScriptedEngine(HELLO))
+    await chat(app).run()
+    await post(app, "/generate", {"inputs": "Hi", "parameters": {"max_new_tokens": 5}}).run()
+    await post(app, "/generate_stream", {"inputs": "Hi", "parameters": {"max_new_tokens": 5}}).run()
+    await post(app, "/tokenize", {"inputs": "Hi"}).run()
+    samples = await scrape(app)
+    assert samples["tgi_request_count", ()] == 3
+    assert samples["tgi_request_success", ()] == 3
+    for name in ("", "validation_", "queue_", "inference_", "mean_time_per_token_"):
+        assert samples[f"tgi_request_{name}duration_count", ()] == 3, name
+    assert samples["tgi_request_generated_tokens_sum", ()] == 6
+    assert samples["tgi_request_input_length_sum", ()] == 9
+    assert samples["tgi_request_max_new_tokens_sum", ()] == 10
+    assert samples["tgi_batch_current_size", ()] == samples["tgi_queue_size", ()] == 0
+
+
+async def test_tgis_failures_have_tgis_words():
+    broken = (STARTED, text("a"), GenerationFailed("lost"))
+    app = app_of(ScriptedEngine((Overloaded("full"),), broken, broken, (STARTED, text("a"), forever)))
+    ask = {"inputs": "Hi", "parameters": {}}
+    await post(app, "/generate", ask).run()
+    await post(app, "/generate", ask).run()
+    await post(app, "/generate_stream", ask).run()
+    leaving = post(app, "/generate_stream", ask)
+    task = leaving.start()
+    await turn()
+    leaving.leave()
+    await task
+    await post(app, "/generate_stream", {"inputs": ""}).run()
+    samples = await scrape(app)
+    failures = {err: samples["tgi_request_failure", labels(err=err)] for err in ("overloaded", "validation", "dropped")}
+    assert failures == {"overloaded": 1, "validation": 1, "dropped": 1}
+    assert samples["tgi_request_failure", labels(err="generation")] == 2
+    assert (samples["tgi_request_count", ()], samples["tgi_request_success", ()]) == (5, 0)
+
+
 PROCESS = """
 import asyncio, sys
 from pathlib import Path
@@ -100,4 +138,5 @@ def test_processes_of_one_directory_answer_for_all(tmp_path: Path):
     key = "headrace_requests_total", labels(route=CHAT, status="200")
     assert (first[key], second[key]) == (1, 2)
     assert second["headrace_completion_tokens_total", labels(model="scripted")] == 4
+    assert second["tgi_request_success", ()] == 2
     assert second["headrace_engine_requests_running", labels(model="scripted")] == 0
