@@ -56,7 +56,7 @@ class Gateway:
         """Of use once the engines are started."""
         facts = tuple(describe(engine, kind) for engine, kind in zip(self.engines, self._kinds, strict=True))
         paths = [route.path for route in self.app.routes if isinstance(route, Route)]
-        return Report(facts, tuple(path for path in paths if "{" not in path))
+        return Report(facts, tuple(dict.fromkeys(path for path in paths if "{" not in path)))
 
 
 def _options(plan: ServePlan) -> GatewayOptions:

@@ -1,0 +1,95 @@
+"""The image: linted, its parts known to fit each other, and, where the tools for it are, built and served from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gateway.cli.tgi_flags import FLAGS, Refusal
+from tests.gateway.asgi import Call, app_of, chat
+from tests.gateway.scripted import HELLO, ScriptedEngine
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfile_is_clean(name: str):
+    hadolint = shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not installed")
+    lint = subprocess.run([hadolint, str(DOCKER / name)], capture_output=True, text=True, check=False)
+    assert (lint.returncode, lint.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_image_is_pinned_and_runs_as_nobody_special(name: str):
+    text = (DOCKER / name).read_text()
+    bases = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
+    assert all(re.search(r":\S*\d{8}", base) for base in bases), bases
+    assert "USER 1000" in text
+    assert "HEALTHCHECK" in text
+    assert 'ENTRYPOINT ["text-generation-launcher"]' in text
+
+
+def test_what_the_image_is_built_from_reaches_the_build():
+    allowed = set(re.findall(r"(?m)^!(.+)$", (ROOT / ".dockerignore").read_text()))
+    packages = re.search(r"include = \[(.+)\]", (ROOT / "pyproject.toml").read_text())
+    assert packages is not None
+    for name in re.findall(r'"(\w+)\*"', packages[1]):
+        assert name in allowed
+    for path in allowed:
+        assert (ROOT / path).exists(), path
+
+
+def test_compose_mounts_files_that_there_are():
+    services = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]
+    assert (ROOT / services["headrace"]["build"]["dockerfile"]).is_file()
+    for name in ("prometheus", "grafana"):
+        assert re.search(r":v?\d+\.\d+\.\d+$", services[name]["image"])
+        for mount in services[name]["volumes"]:
+            assert (DOCKER / mount.split(":")[0]).exists(), mount
+
+
+async def test_dashboard_asks_for_metrics_that_there_are():
+    app = app_of(ScriptedEngine(HELLO))
+    await chat(app).run()
+    served = (await Call(app, path="/metrics").run()).body.decode()
+    dashboard = json.loads((DOCKER / "grafana" / "dashboards" / "headrace.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    names = {name for expression in expressions for name in re.findall(r"\b(?:headrace|tgi)_\w+", expression)}
+    assert len(names) > 10
+    for name in names:
+        assert re.search(rf"(?m)^{name}[ {{]", served), name
+
+
+def test_guide_lists_every_flag_and_why_it_is_refused():
+    guide = (ROOT / "docs" / "tgi.md").read_text()
+    for flag in FLAGS:
+        assert f"`--{flag.name}`" in guide
+        if isinstance(flag.becomes, Refusal):
+            assert f"- `--{flag.name}`: {flag.becomes.why}." in guide
+
+
+@pytest.mark.container
+def test_image_builds_and_serves(smollm2_gguf: Path, tmp_path: Path):
+    missing = [tool for tool in ("buildah", "debootstrap") if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs root, buildah and debootstrap; missing: {missing}")
+    check = subprocess.run(
+        [str(ROOT / "scripts" / "check_image"), str(smollm2_gguf)],
+        env={**os.environ, "BASE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert check.returncode == 0, check.stdout[-4000:] + check.stderr[-4000:]
+    assert "built, healthy, answered" in check.stdout
