@@ -97,6 +97,11 @@ def engine_fields() -> dict[str, FieldInfo]:
     return fields
 
 
+def known_settings() -> frozenset[str]:
+    """Every setting's name, whoever it belongs to."""
+    return frozenset(name for group in setting_groups() for name in group.fields)
+
+
 class Group(NamedTuple):
     """Fields that help and documentation show together; `kind` is the engine they belong to, None for any."""
 

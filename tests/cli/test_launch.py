@@ -31,7 +31,7 @@ def setting(name: str, *argv: str, **environment: str) -> Any:
 def test_every_flag_leads_to_a_setting_that_there_is():
     known = {*ServerSection.model_fields, *NativeSettings.model_fields, "HF_HUB_CACHE"}
     for flag in (*FLAGS, *VARIABLES):
-        if isinstance(flag.becomes, Setting):
+        if isinstance(flag.becomes, Setting) and flag.name != "num-shard":
             assert flag.becomes.name in known, flag.name
 
 
@@ -135,27 +135,18 @@ def test_what_has_no_effect_is_taken_and_said(flag: Any):
         ["--cuda-memory-fraction", "2"],
         ["--max-input-tokens", "5", "--max-input-length", "5"],
         ["--max-input-tokens", "10", "--max-total-tokens", "10"],
-        ["--sharded", "false", "--num-shard", "2"],
     ],
     ids=str,
 )
 def test_contradictions_and_bad_values_are_named(argv: list[str]):
-    with pytest.raises(SettingsError, match=argv[0] if argv[0] != "--sharded" else "--num-shard"):
+    with pytest.raises(SettingsError, match=argv[0]):
         translated(*argv)
 
 
-@pytest.mark.parametrize(
-    ("environment", "size"),
-    [
-        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
-        ({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "0,1,2,3"}, 4),
-        ({"CUDA_VISIBLE_DEVICES": "0,1", "SHARDED": "false"}, None),
-        ({"CUDA_VISIBLE_DEVICES": "none"}, None),
-    ],
-    ids=str,
-)
-def test_model_is_split_over_the_visible_gpus_unless_told(environment: dict[str, str], size: int | None):
-    assert translated(**environment).settings.get("tensor_parallel_size") == size
+def test_one_shard_is_what_there_is_and_more_are_refused():
+    assert translated("--num-shard", "1").settings == translated().settings
+    with pytest.raises(SettingsError, match="--num-shard"):
+        translated("--num-shard", "2")
 
 
 def test_mistake_that_a_setting_finds_is_told_by_the_flags_name():
