@@ -50,7 +50,7 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         torch.set_num_threads(section.cpu_threads or _physical_cores())
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
-    quantizer = choose_quantizer(section)
+    quantizer = choose_quantizer(section, config.quantization)
     kernels = choose_kernels(section, config, device, quantizer)
     num_threads = torch.get_num_threads()
     if kernels.attention_backend == "numba":

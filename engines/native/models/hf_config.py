@@ -98,7 +98,6 @@ FAMILIES: Mapping[str, _Family] = {
 }
 
 _REFUSED: Mapping[str, str] = {  # fields that, set to anything true, mean other mathematics
-    "quantization_config": "is set: quantized checkpoints are not supported",
     "num_experts": "is set: mixtures of experts are not supported",
     "num_local_experts": "is set: mixtures of experts are not supported",
     "n_routed_experts": "is set: mixtures of experts are not supported",
@@ -147,6 +146,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=_integer(fields, "num_key_value_heads", num_heads),
         head_dim=head_dim,
+        quantization=fields.get("quantization_config") or None,
         rms_norm_eps=float(fields["rms_norm_eps"]),
         max_position_embeddings=max_positions,
         rope=parse_rope(fields, head_dim, max_positions, fields["rope_theta"]),

@@ -6,8 +6,9 @@ fill it; layers read it. Knows no file format and no tensors: no torch here, so 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from engines.errors import EngineUnavailable
 from engines.native.models.rope_config import RopeConfig
@@ -44,6 +45,7 @@ class ModelConfig:
     residual_multiplier: float = 1.0  # of each block's output before it joins the residual stream
     logits_divisor: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
+    quantization: Mapping[str, Any] | None = None  # the checkpoint's own quantization_config, as it stands
 
     def __post_init__(self) -> None:
         positive = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")

@@ -6,7 +6,7 @@ weight.py has the value that all share; pending.py the moment of quantization. K
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engines.errors import EngineUnavailable
 
@@ -17,9 +17,22 @@ if TYPE_CHECKING:
 _DEFAULT_INT4_GROUP = 64
 
 
-def choose_quantizer(section: NativeSettings) -> Quantizer | None:
-    """The scheme of `quantize`, or None. Raises EngineUnavailable for a group size that the scheme cannot have."""
+def choose_quantizer(section: NativeSettings, checkpoint: Mapping[str, Any] | None = None) -> Quantizer | None:
+    """The scheme of `quantize`, or that of a checkpoint's own quantization_config, or None.
+
+    Raises EngineUnavailable for both at once, and for a group size that the scheme cannot have.
+    """
     name, group_size = section.quantize, section.quantize_group_size
+    if checkpoint is not None:
+        own = str(checkpoint.get("quant_method", "unnamed"))
+        if name != "none":
+            raise EngineUnavailable(
+                f"quantize is '{name}', but the checkpoint is quantized already ({own}); leave quantize out.",
+                field="quantize",
+            )
+        from engines.native.quantization.weight import AsStored
+
+        return AsStored(own)
     if group_size is not None and name != "int4":
         others = {"none": "nothing is quantized", "nf4": "its groups are 64", "fp4": "its groups are 64"}
         problem = others.get(name, "a scale is for a whole channel")

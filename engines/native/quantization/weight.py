@@ -135,7 +135,7 @@ class Quantizer(Protocol):
         ...
 
     def quantize_head(self, weight: Tensor) -> QuantizedWeight | Tensor:
-        """The same for the LM head, which schemes of four bits keep in eight."""
+        """The same for the LM head, which all schemes keep in eight bits."""
         ...
 
 

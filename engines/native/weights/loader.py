@@ -20,6 +20,7 @@ from engines.native.kernels.ops import Ops
 from engines.native.layers.context import LayerContext, WeightSlot
 from engines.native.models import CausalLM, model_class
 from engines.native.models.model_config import ModelConfig
+from engines.native.quantization.checkpoint import CheckpointSource, method_of
 from engines.native.quantization.pending import PendingRows
 from engines.native.quantization.weight import Quantizer
 from engines.native.weights import OnProgress, no_progress
@@ -57,7 +58,9 @@ def load_model(
     if load_format == "dummy":
         source = DummySource({name: slot.shape for name, slot in context.slots.items()}, seed, device)
     elif path.is_dir():
-        source = SafetensorsSource(path)
+        source = SafetensorsSource(path, quantized=config.quantization is not None)
+        if config.quantization is not None:
+            source = CheckpointSource(source, method_of(config.quantization))
     else:
         source = GGUFSource(path, config)
     _check_names(context.slots, source, model)

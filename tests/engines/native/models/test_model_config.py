@@ -30,7 +30,6 @@ LLAMA: dict[str, Any] = {
     [
         ("architectures", ["MambaForCausalLM"], "names MambaForCausalLM, which is not supported; these are: LlamaFor"),
         ("architectures", None, r"names \(none given\)"),
-        ("quantization_config", {"quant_method": "gptq"}, "quantized checkpoints"),
         ("num_local_experts", 8, "mixtures of experts"),
         ("hidden_act", "gelu", "'gelu' is not supported"),
         ("vision_config", {"depth": 2}, "only text models"),

@@ -1,0 +1,153 @@
+"""Perplexity of each quantization scheme on a fixed public text, against the same model without it.
+
+    python -m benchmarks.perplexity MODEL [--schemes fp8,int8,...] [--tokens 8192] [--window 512] [--output FILE]
+
+The text is CPython's own language reference, as the standard library carries it (pydoc_data.topics): English prose and
+some code, on every machine that runs this, and fixed by the version of Python, which the result names. It is cut into
+windows that are scored apart, every token but a window's first. Runs the CPU kernels on the weights that a scheme
+keeps; `fp8 W8A8` quantizes activations too, as GPUs with e4m3 products do, and `+kv8` keeps keys and values in e4m3.
+Prints a table, and one line of JSON last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor
+
+from config.engines import NativeSettings
+from engines.native.kernels.cpu_ops import CPUOps
+from engines.native.kernels.quantized import DenseProduct, Product, QuantizedOps, dequantized
+from engines.native.kv_cache import KVCache, KVCacheShape
+from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.models import CausalLM, load_config
+from engines.native.quantization import choose_quantizer
+from engines.native.quantization.fp8 import quantize_tokens
+from engines.native.quantization.weight import QuantizedWeight
+from engines.native.tokenizer import Tokenizer
+from engines.native.weights.loader import load_model
+
+SCHEMES = ("none", "fp8", "fp8 W8A8", "int8", "int4:32", "int4:64", "nf4", "fp4", "none+kv8", "int8+kv8")
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedActivations(Product):
+    """A product whose activations pass through e4m3 with a scale a token."""
+
+    dense: DenseProduct
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        codes, scales = quantize_tokens(x)
+        return self.dense.linear(codes.float() * scales, bias, out_dtype)
+
+    def tensors(self) -> list[Tensor]:
+        return self.dense.tensors()
+
+
+def load(path: Path, scheme: str, window: int) -> CausalLM:
+    """`none`, a scheme of `--quantize`, or `int4:GROUP`; ` W8A8` at the end quantizes activations too."""
+    name, _, group_size = scheme.removesuffix(" W8A8").partition(":")
+    settings: dict[str, object] = {"quantize": name}
+    if group_size:
+        settings["quantize_group_size"] = int(group_size)
+    quantizer = choose_quantizer(NativeSettings.model_validate(settings))
+    inner = CPUOps()
+
+    def make(weight: QuantizedWeight) -> Product:
+        dense = dequantized(inner, weight, torch.bfloat16)
+        return QuantizedActivations(dense) if scheme.endswith(" W8A8") else dense
+
+    return load_model(
+        load_config(path),
+        path,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        weight_dtype=torch.bfloat16,
+        ops=QuantizedOps(inner, make) if quantizer is not None else inner,
+        max_model_len=window,
+        quantizer=quantizer,
+    )
+
+
+@torch.inference_mode()
+def negative_log_likelihood(model: CausalLM, windows: Tensor, kv_dtype: torch.dtype) -> float:
+    """Of windows [n, length] int64: the mean over all tokens but each window's first, in nats."""
+    config, length = model.config, windows.shape[1]
+    shape = KVCacheShape(
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        block_size=BLOCK_SIZE,
+        dtype=kv_dtype,
+    )
+    num_blocks = -(-length // BLOCK_SIZE)
+    cache = KVCache(shape, num_blocks, torch.device("cpu"))
+    metadata = AttentionMetadata(
+        query_start_loc=torch.tensor([0, length], dtype=torch.int32),
+        seq_lens=torch.tensor([length], dtype=torch.int32),
+        block_tables=torch.arange(num_blocks, dtype=torch.int32).unsqueeze(0),
+        slot_mapping=torch.arange(length),
+        num_decodes=0,
+        max_query_len=length,
+        max_seq_len=length,
+    )
+    total = 0.0
+    for tokens in windows:
+        hidden = model.forward(tokens, torch.arange(length), cache.layers, metadata)
+        logits = model.compute_logits(hidden[:-1].contiguous())
+        total += float(torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum"))
+    return total / (windows.shape[0] * (length - 1))
+
+
+def text_windows(model: str, num_tokens: int, window: int) -> Tensor:
+    """[n, window] int64: the start of the text, in the model's tokens."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    ids = Tokenizer.load(model).encode(text[: 8 * num_tokens])
+    count = min(num_tokens, len(ids)) // window
+    return torch.tensor(ids[: count * window]).view(count, window)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="a folder with safetensors, or a .gguf file")
+    parser.add_argument("--schemes", default=",".join(SCHEMES))
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    windows = text_windows(arguments.model, arguments.tokens, arguments.window)
+    rows: list[dict[str, object]] = []
+    baseline = None
+    for name in arguments.schemes.split(","):
+        scheme, _, kv = name.partition("+")
+        model = load(Path(arguments.model), scheme, arguments.window)
+        nll = negative_log_likelihood(model, windows, torch.float8_e4m3fn if kv else torch.bfloat16)
+        baseline = nll if baseline is None else baseline
+        change = 100 * (math.exp(nll - baseline) - 1)
+        rows.append({"scheme": name, "perplexity": round(math.exp(nll), 4), "change_percent": round(change, 2)})
+        print(f"{name:12} {math.exp(nll):9.4f} {change:+6.2f} %", flush=True)
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    result = {
+        "model": Path(arguments.model).name,
+        "text": f"pydoc_data.topics of Python {platform.python_version()}",
+        "tokens": windows.numel(),
+        "window": arguments.window,
+        "commit": git.stdout.strip(),
+        "rows": rows,
+    }
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
