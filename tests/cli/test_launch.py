@@ -13,6 +13,7 @@ from config.engines import NativeSettings
 from config.server import ServerSection
 from config.settings import SettingsError, load_settings
 from config.sources import ENV_PREFIX
+from gateway.cli.gpus import visible_gpus
 from gateway.cli.launch import Translation, add_flags, translate
 from gateway.cli.tgi_flags import FLAGS, VARIABLES, NoEffect, Refusal, Setting
 
@@ -143,10 +144,23 @@ def test_contradictions_and_bad_values_are_named(argv: list[str]):
         translated(*argv)
 
 
-def test_one_shard_is_what_there_is_and_more_are_refused():
-    assert translated("--num-shard", "1").settings == translated().settings
-    with pytest.raises(SettingsError, match="--num-shard"):
-        translated("--num-shard", "2")
+def test_one_shard_is_always_to_be_had():
+    (engine,) = load_settings(translated("--num-shard", "1").settings).engines
+    assert engine.kind == "native"
+
+
+@pytest.mark.parametrize(
+    ("environment", "count"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "0,1,2,3"}, 4),
+        ({"CUDA_VISIBLE_DEVICES": "1", "NVIDIA_VISIBLE_DEVICES": "all"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+    ],
+    ids=str,
+)
+def test_gpus_are_counted_by_what_the_environment_shows(environment: dict[str, str], count: int):
+    assert visible_gpus(environment) == count
 
 
 def test_mistake_that_a_setting_finds_is_told_by_the_flags_name():
