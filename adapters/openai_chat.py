@@ -65,6 +65,7 @@ def generation_request(request: ChatCompletionRequest, request_id: str) -> Gener
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             prompt_logprobs=request.prompt_logprobs,
         ),
+        structured_output=request.structured_output(),
         n=request.n or 1,
         stream=bool(request.stream),
         echo=bool(request.return_token_ids) or request.prompt_logprobs is not None,

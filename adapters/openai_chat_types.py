@@ -6,13 +6,14 @@ Every field of OpenAI's request type stands here: as a field that is honoured, m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from adapters.openai_logprobs import ChatLogprobs, PromptLogprobs
 from adapters.openai_messages import Messages, TemplateFields
+from adapters.openai_structured import ARM_POSITIONS, StructuredFields
 from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, FinishWord, GenerationFields, UsageObject, no_effect_fields
 from adapters.wire import NoEffect, Refused, reasons, refuse
 
@@ -21,8 +22,10 @@ from adapters.wire import NoEffect, Refused, reasons, refuse
 _NO_TOOLS = "tool calling is not supported"
 
 
-class ChatCompletionRequest(GenerationFields, TemplateFields):
+class ChatCompletionRequest(GenerationFields, StructuredFields, TemplateFields):
     """POST /v1/chat/completions."""
+
+    arm_positions: ClassVar[Mapping[str, int]] = {**TemplateFields.arm_positions, **ARM_POSITIONS}
 
     messages: Messages
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
@@ -53,7 +56,6 @@ class ChatCompletionRequest(GenerationFields, TemplateFields):
     tool_choice: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
     functions: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None
     function_call: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
-    response_format: Annotated[Any, Refused('only {"type": "text"} is supported', ({"type": "text"},))] = None
     modalities: Annotated[Any, Refused('only ["text"] is supported', (["text"],))] = None
     audio: Annotated[Any, Refused("audio output is not supported")] = None
     prediction: Annotated[Any, Refused("predicted output is not supported")] = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired, cast
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, cast
 
 from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from adapters.openai_logprobs import CompletionLogprobs, PromptLogprobs
+from adapters.openai_structured import ARM_POSITIONS, StructuredFields
 from adapters.openai_types import (
     MAX_CHOICES,
     MAX_LOGPROBS,
@@ -62,8 +63,10 @@ def _bad_prompt(message: str) -> PydanticCustomError:
 # --- the request ------------------------------------------------------------------------------------------------------
 
 
-class CompletionRequest(GenerationFields):
+class CompletionRequest(GenerationFields, StructuredFields):
     """POST /v1/completions. `max_tokens` is 16 when absent, as OpenAI has it."""
+
+    arm_positions: ClassVar[Mapping[str, int]] = ARM_POSITIONS
 
     prompt: Annotated[
         Prompts, PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])

@@ -62,6 +62,7 @@ class CompletionsAdapter:
 
 def generation_requests(request: CompletionRequest, request_id: str) -> tuple[GenerationRequest, ...]:
     sampling = _sampling(request)
+    structured_output = request.structured_output()
     several = len(request.prompt) > 1
     return tuple(
         GenerationRequest(
@@ -69,6 +70,7 @@ def generation_requests(request: CompletionRequest, request_id: str) -> tuple[Ge
             model=request.model,
             prompt=_prompt(prompt, request.add_special_tokens is not False),
             sampling=sampling,
+            structured_output=structured_output,
             n=request.best_of or request.n or 1,
             stream=bool(request.stream),
             echo=bool(request.echo or request.return_token_ids) or request.prompt_logprobs is not None,

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
 
@@ -100,6 +100,49 @@ class SamplingParams:
     watermark: WatermarkParams | bool | None = None  # None: as the engine is set
 
 
+@dataclass(frozen=True, slots=True)
+class JsonObject:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """A JSON value that the schema accepts. The schema is enforced whether or not the client called it strict."""
+
+    schema: Mapping[str, Any] | bool
+    name: str = "answer"
+    strict: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """Text that the regular expression matches as a whole."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """One of these texts, at least one, none of them empty."""
+
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """Text that a context-free grammar derives: GBNF, or Lark as llguidance reads it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What the answer's text must be. `field` is where the client wrote it, for refusals."""
+
+    form: JsonObject | JsonSchema | Regex | OneOf | Grammar
+    field: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One prompt, `n` choices. Valid by construction: adapters check ranges and types before they build one."""
@@ -108,6 +151,7 @@ class GenerationRequest:
     model: str  # the name the client used; one of the engine's own ModelCard names or aliases
     prompt: Prompt
     sampling: SamplingParams = SamplingParams()
+    structured_output: StructuredOutput | None = None  # holds for the answer proper, not for reasoning before it
     n: int = 1
     stream: bool = True  # a hint: when False the engine may deliver text in larger pieces
     echo: bool = False  # Started must carry the prompt's text and token ids

@@ -174,6 +174,9 @@ def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
         raise UnsupportedByEngine(f"The echo engine has no distribution, so it cannot honour '{field}'.", field=field)
     if sampling.watermark:
         raise UnsupportedByEngine("The echo engine samples nothing that could be marked.", field="watermark")
+    if request.structured_output is not None:
+        field = request.structured_output.field
+        raise UnsupportedByEngine("The echo engine says what it was told, so it cannot keep to a form.", field=field)
     tokens = _tokens_of(request.prompt)
     if request.truncate_prompt_tokens is not None:
         tokens = tokens[max(len(tokens) - request.truncate_prompt_tokens, 0) :]

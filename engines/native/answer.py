@@ -9,11 +9,11 @@ import asyncio
 from collections import deque
 
 from engines.api import ChatPrompt, Done, GenerationEvent, GenerationRequest, PromptDetails, Started, Usage
-from engines.errors import GenerationFailed, HeadraceError, Overloaded
+from engines.errors import GenerationFailed, HeadraceError, InvalidRequest, Overloaded
 from engines.native.choice import Choice, token_logprob
 from engines.native.core_client import CoreClient
 from engines.native.tokenizer import Tokenizer
-from engines.native.types import FINISH_ERROR, TokenOutput
+from engines.native.types import FINISH_ERROR, FINISH_REFUSED, TokenOutput
 
 
 class Answer:
@@ -62,6 +62,12 @@ class Answer:
         self._error = error
         self._wake()
 
+    def refuse(self, reason: str) -> None:
+        """The core cannot honour the request's grammar, which it says before the first token."""
+        output = self._request.structured_output
+        field = None if output is None else output.field
+        self.fail(InvalidRequest(f"{field}: {reason}", field=field))
+
     def _start(self, output: TokenOutput) -> None:
         self._cached_tokens = max(output.cached_tokens, 0)
         details = None
@@ -105,6 +111,9 @@ class ChoiceSink:
     def push(self, output: TokenOutput) -> None:
         if output.finish == FINISH_ERROR:
             self._answer.fail(_error(output.error))
+            return
+        if output.finish == FINISH_REFUSED:
+            self._answer.refuse(output.error)
             return
         self._answer.push(self._choice, output)
         if self._choice.finished:

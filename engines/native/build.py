@@ -19,6 +19,8 @@ from engines.native.block_pool import BlockPool
 from engines.native.build_runner import build_runner
 from engines.native.chunking import ChunkSizer
 from engines.native.core import EngineCore
+from engines.native.generation_config import load_generation_config
+from engines.native.grammar.compiler import GrammarCompiler
 from engines.native.kernels import KernelChoice, choose_kernels
 from engines.native.launch import OnProgress
 from engines.native.models import CausalLM, load_config
@@ -26,6 +28,7 @@ from engines.native.models.model_config import ModelConfig
 from engines.native.quantization import choose_quantizer
 from engines.native.quantization.weight import Quantizer
 from engines.native.scheduler import Scheduler, SchedulerLimits
+from engines.native.tokenizer import Tokenizer
 from engines.native.types import Ready
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
@@ -84,7 +87,17 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     if target_ms is None:
         target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
     sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens, sizes=runner.chunk_sizes)
-    return BuiltCore(EngineCore(scheduler, runner, sizer), ready, overlapped=on_gpu)
+    core = EngineCore(scheduler, runner, sizer, constraints=_grammars(section, files.path, config))
+    return BuiltCore(core, ready, overlapped=on_gpu)
+
+
+def _grammars(section: NativeSettings, path: Path, config: ModelConfig) -> GrammarCompiler:
+    """Costs nothing until the first grammar is asked for."""
+
+    def load() -> tuple[Tokenizer, frozenset[int]]:
+        return Tokenizer.load(section.tokenizer or path), frozenset(load_generation_config(path).eos_token_ids)
+
+    return GrammarCompiler(load, config.vocab_size)
 
 
 def _load(

@@ -68,7 +68,12 @@ def build_runner(
         cache, length = sized(_asked_bytes(section) or cpu_budget_bytes())
         runner = ModelRunner(model, cache, rows := rows_of(length), sampler)
         # CPU kernels are compiled ahead and allocate little: a short prompt touches all that a long one does.
-        warm_up(runner, max(1, min(_CPU_WARM_UP_TOKENS, limits.max_num_batched_tokens, length - 1)), limits)
+        warm_up(
+            runner,
+            max(1, min(_CPU_WARM_UP_TOKENS, limits.max_num_batched_tokens, length - 1)),
+            limits,
+            config.vocab_size,
+        )
         return runner, cache, rows
 
     rows = rows_of(longest_context)
@@ -78,8 +83,8 @@ def build_runner(
     with explain_out_of_memory("max_num_batched_tokens or max_num_seqs"):
         if kernels.compile_ahead is not None:
             with kernels.compile_ahead(os.cpu_count() or 1):
-                warm_up(runner, longest, limits, kernels.batch_sizes)
-        warm_up(runner, longest, limits, kernels.batch_sizes)
+                warm_up(runner, longest, limits, config.vocab_size, kernels.batch_sizes)
+        warm_up(runner, longest, limits, config.vocab_size, kernels.batch_sizes)
         sample_widest(runner, limits)
         reserve = workspace_bytes()
         use_graphs = kernels.attention_backend != "torch"  # which asks the device for lengths, as no graph can

@@ -12,7 +12,7 @@ from engines.api import Finish, SamplingParams, TextDelta, TokenLogprob, TopLogp
 from engines.native.detokenizer import Detokenizer
 from engines.native.stop_sequences import StopMatcher
 from engines.native.tokenizer import Tokenizer
-from engines.native.types import FINISH_LENGTH, FINISH_STOP, LogprobRow, TokenOutput
+from engines.native.types import FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP, LogprobRow, TokenOutput
 
 
 def token_logprob(row: LogprobRow, tokenizer: Tokenizer) -> TokenLogprob:
@@ -86,6 +86,8 @@ class Choice:
             finish = Finish("stop", matched)
         elif output.finish == FINISH_STOP:
             finish = Finish("stop", None if token_ids[-1] in self._tokenizer.eos_token_ids else token_ids[-1])
+        elif output.finish == FINISH_COMPLETE:
+            finish = Finish("stop")
         elif output.finish == FINISH_LENGTH:
             finish = Finish("length")
         if finish is not None and matched is None and self._matcher is not None:

@@ -36,6 +36,7 @@ from engines.native.answer import Answer, ChoiceSink
 from engines.native.chat_template import TemplateError
 from engines.native.core_client import CoreClient
 from engines.native.generation_config import GenerationConfig, load_generation_config
+from engines.native.grammar.spec import grammar_spec
 from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params
 from engines.native.tokenizer import Tokenizer, valid_text
@@ -171,11 +172,12 @@ class NativeEngine:
             defaults=self._defaults,
             watermark=requested(request.sampling.watermark, self._section),
         )
+        grammar = None if request.structured_output is None else grammar_spec(request.structured_output)
         answer = Answer(request, token_ids, self._tokenizer)
         seq_ids = [self._client.new_seq_id() for _ in params]
         try:
             for seq_id, choice_params, choice in zip(seq_ids, params, answer.choices, strict=True):
-                message = AddSequence(seq_id, tuple(token_ids), choice_params, request.cache_salt)
+                message = AddSequence(seq_id, tuple(token_ids), choice_params, request.cache_salt, grammar)
                 self._client.submit(message, ChoiceSink(answer, choice, seq_id, self._client))
             while True:
                 for event in await answer.next_events():

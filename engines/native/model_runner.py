@@ -6,7 +6,9 @@ alone, and short prefill chunks, replay a CUDA graph where there is one. Knows n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,13 +16,15 @@ from torch import Tensor
 
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, StepGraph
+from engines.native.grammar.constraint import TokenMasks
 from engines.native.kv_cache import KVCache
 from engines.native.models import CausalLM
 from engines.native.row_state import ModelInput, RowState
+from engines.native.sampling.batch import DeviceMasks
 from engines.native.sampling.logprobs import Logprobs
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
 from engines.native.sampling.sampler import Sampler
-from engines.native.sampling.state import Feature
+from engines.native.sampling.state import Feature, on_device
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
 
 _SCORED_AT_ONCE = 256  # prompt tokens whose logits are held at a time
@@ -50,6 +54,10 @@ class HostTokens:
         return token_ids if self._kept is None else [token_ids[i] for i in self._kept]
 
 
+Choose = Callable[["Launched", DeviceMasks | None], None]
+"""Samples a step's tokens from the logits that its forward pass leaves on the device."""
+
+
 @dataclass(slots=True)
 class Launched:
     """A step that the device is working on."""
@@ -57,6 +65,7 @@ class Launched:
     tokens: HostTokens | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
+    choose: Choose | None = None  # set while the step waits to be told which tokens are allowed
 
 
 class ModelRunner:
@@ -91,17 +100,33 @@ class ModelRunner:
             return Launched()
         if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
             graph = self._graphs.replay(plan.rows, plan.starts)
-            return self._sample_graph(plan, graph, list(range(len(plan.rows))))
+            return self._open_graph(plan, graph, list(range(len(plan.rows))))
         if self._chunk_graphs is not None and not self._scores_prompts(plan):
             places = self._chunk_graphs.find(plan)
             if places is not None:
-                return self._sample_graph(plan, *self._chunk_graphs.replay(plan, places))
+                return self._open_graph(plan, *self._chunk_graphs.replay(plan, places))
         inputs = self._rows.prepare(plan)
         hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
         launched = Launched(prompt_logprobs=self._score_prompts(plan, hidden))
         if any(plan.samples):
-            self._sample(launched, plan, inputs, self._model.compute_logits(hidden[inputs.sampled_tokens]))
+            logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
+            self._choose(launched, plan, partial(self._sample, plan=plan, inputs=inputs, logits=logits))
         return launched
+
+    @torch.inference_mode()
+    def choose(self, launched: Launched, masks: TokenMasks) -> None:
+        """Sample what a plan that awaited masks left open."""
+        assert launched.choose is not None, "only plans that await masks wait for them"
+        choose, launched.choose = launched.choose, None
+        device = self._rows.device
+        at = on_device(np.array(masks.places, dtype=np.int64), device)
+        choose(launched, DeviceMasks(at, on_device(masks.bits, device)) if masks.places else None)
+
+    def _choose(self, launched: Launched, plan: BatchPlan, choose: Choose) -> None:
+        if plan.awaits_masks:
+            launched.choose = choose
+        else:
+            choose(launched, None)
 
     def collect(self, launched: Launched) -> SampledTokens:
         """Wait for a launched step's tokens."""
@@ -119,21 +144,38 @@ class ModelRunner:
         if plan.admissions:
             self._sampler.state.set_rows([(a.row, a.params, a.num_prompt_tokens) for a in plan.admissions])
 
-    def _sample_graph(self, plan: BatchPlan, graph: StepGraph, sampled: list[int]) -> Launched:
-        """Sample from a replayed graph's logits; `sampled` are the places of the sequences that do."""
+    def _open_graph(self, plan: BatchPlan, graph: StepGraph, sampled: list[int]) -> Launched:
+        """A replayed graph's step; `sampled` are the places in the graph of the sequences that sample."""
+        launched = Launched()
         if not sampled:
-            return Launched()
+            return launched
         rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
         if not int(np.bitwise_or.reduce(self._sampler.state.features[rows])) & ~_IN_GRAPH:
-            graph.sample.replay()
-            return Launched(HostTokens(graph.token_ids, sampled))
-        launched = Launched()
+            self._choose(launched, plan, partial(self._sample_graph, graph=graph, sampled=sampled))
+            return launched
         lengths = [plan.starts[i] + plan.num_tokens[i] for i, samples in enumerate(plan.samples) if samples]
         at, *inputs = self._rows.to_device([sampled, rows, lengths])
-        self._sample(launched, plan, _SampledInputs(*inputs), graph.logits[at].float())
+        logits = graph.logits[at].float()
+        self._choose(launched, plan, partial(self._sample, plan=plan, inputs=_SampledInputs(*inputs), logits=logits))
         return launched
 
-    def _sample(self, launched: Launched, plan: BatchPlan, inputs: ModelInput | _SampledInputs, logits: Tensor) -> None:
+    def _sample_graph(
+        self, launched: Launched, masks: DeviceMasks | None, graph: StepGraph, sampled: list[int]
+    ) -> None:
+        if masks is not None:
+            at = self._rows.to_device(sampled)[masks.at]
+            self._sampler.ops.mask_tokens(graph.logits, at, masks.bits)
+        graph.sample.replay()
+        launched.tokens = HostTokens(graph.token_ids, sampled)
+
+    def _sample(
+        self,
+        launched: Launched,
+        masks: DeviceMasks | None,
+        plan: BatchPlan,
+        inputs: ModelInput | _SampledInputs,
+        logits: Tensor,
+    ) -> None:
         sampling = [index for index, samples in enumerate(plan.samples) if samples]
         output = self._sampler.sample(
             logits,
@@ -143,6 +185,7 @@ class ModelRunner:
             token_table=self._rows.token_table,
             lengths=inputs.sampled_lengths,
             length_list=[plan.starts[index] + plan.num_tokens[index] for index in sampling],
+            masks=masks,
         )
         self._rows.store(inputs.sampled_rows, inputs.sampled_lengths, output.token_ids)
         launched.tokens = HostTokens(output.token_ids)

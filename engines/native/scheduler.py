@@ -24,8 +24,11 @@ from collections import deque
 from dataclasses import dataclass
 
 from engines.native.block_pool import BlockPool, hash_block, root_hash
+from engines.native.grammar.constraint import Choosing
 from engines.native.sequence import Sequence, SequenceKey
 from engines.native.types import (
+    FINISH_COMPLETE,
+    FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_NONE,
     FINISH_STOP,
@@ -118,6 +121,19 @@ class Scheduler:
             num_sampled += 1
         return outputs
 
+    def choosing(self, plan: BatchPlan) -> list[Choosing]:
+        """Of the newest scheduled step, which is `plan`, those whose next token is limited. Every earlier step must be
+        committed: what may come next depends on the token before."""
+        found: list[Choosing] = []
+        place = 0
+        for sequence, samples in zip(self._in_flight[-1], plan.samples, strict=True):
+            if samples and sequence.constraint is not None and not sequence.finished:
+                may_end = len(sequence.token_ids) >= sequence.num_prompt_tokens + sequence.params.min_tokens
+                ends = sequence.stop_token_ids if may_end else frozenset[int]()
+                found.append(Choosing(place, sequence.constraint, ends))
+            place += samples
+        return found
+
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             running=len(self._running),
@@ -206,6 +222,7 @@ class Scheduler:
         plan.starts.append(start)
         plan.num_tokens.append(num_tokens)
         plan.samples.append(samples)
+        plan.awaits_masks |= samples and sequence.constraint is not None
         sequences.append(sequence)
         if num_tokens > 1:
             self._remember(sequence)  # at once, so that a twin in this very step shares these blocks
@@ -237,13 +254,7 @@ class Scheduler:
     def _append(self, sequence: Sequence, token: int, logprobs: LogprobRow | None) -> TokenOutput:
         sequence.token_ids.append(token)
         self._remember(sequence)
-        finish = FINISH_NONE
-        if token in sequence.stop_token_ids and len(sequence.token_ids) > (
-            sequence.num_prompt_tokens + sequence.params.min_tokens
-        ):
-            finish = FINISH_STOP
-        elif len(sequence.token_ids) >= sequence.max_length:
-            finish = FINISH_LENGTH
+        finish, error = _finish_of(sequence, token)
         if finish:
             self._end(sequence)
         only_prompt = sequence.params.max_tokens == 0
@@ -258,6 +269,7 @@ class Scheduler:
             cached_tokens=sequence.num_cached_tokens if first else -1,
             queued_s=sequence.queued_s if first else 0.0,
             prompt_logprobs=(None, *sequence.prompt_logprobs) if first and sequence.params.prompt_logprobs >= 0 else (),
+            error=error,
         )
 
     def _end(self, sequence: Sequence) -> None:
@@ -307,3 +319,17 @@ class Scheduler:
         for position in range(len(hashes), num_blocks):
             parent = hashes[-1] if hashes else root_hash(sequence.salt)
             hashes.append(hash_block(parent, sequence.token_ids[position * size : (position + 1) * size]))
+
+
+def _finish_of(sequence: Sequence, token: int) -> tuple[int, str]:
+    """Whether the token just appended ends its sequence, and what went wrong if that ends it."""
+    progress = "open" if sequence.constraint is None else sequence.constraint.advance(token)
+    if progress == "failed":
+        assert sequence.constraint is not None
+        return FINISH_ERROR, f"The answer could not be kept to its grammar: {sequence.constraint.error}"
+    num_generated = len(sequence.token_ids) - sequence.num_prompt_tokens
+    if token in sequence.stop_token_ids and num_generated > sequence.params.min_tokens:
+        return FINISH_STOP, ""
+    if progress == "complete":
+        return FINISH_COMPLETE, ""
+    return (FINISH_LENGTH if len(sequence.token_ids) >= sequence.max_length else FINISH_NONE), ""

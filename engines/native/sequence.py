@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 
 from engines.native.block_pool import BlockHash
+from engines.native.grammar.constraint import TokenConstraint
 from engines.native.types import LogprobRow, TokenParams
 
 SequenceKey = tuple[bytes, int]  # (client identity, the client's seq_id)
@@ -44,6 +45,7 @@ class Sequence:
     num_remembered_blocks: int = 0  # leading blocks that the prefix cache knows
     prompt_logprobs: list[LogprobRow] = field(default_factory=list[LogprobRow])  # of prompt tokens 1, 2, ...
     stop_token_ids: frozenset[int] = frozenset()
+    constraint: TokenConstraint | None = None  # what limits its tokens; knows all of token_ids that were generated
 
     def __post_init__(self) -> None:
         self.stop_token_ids = frozenset(self.params.stop_token_ids)

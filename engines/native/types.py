@@ -69,6 +69,17 @@ class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
     process_id: int
 
 
+class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an answer must match.
+
+    kind: "json_schema" (text is the schema), "regex", "choice" (text is a JSON array of strings), "lark" (as llguidance
+    extends it), "grammar" (GBNF or Lark, whichever it reads as).
+    """
+
+    kind: str
+    text: str
+
+
 class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """One choice to generate. `seq_id` is unique per client for its lifetime."""
 
@@ -76,6 +87,7 @@ class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=Fal
     prompt_token_ids: tuple[int, ...]
     params: TokenParams
     cache_salt: str = ""
+    grammar: GrammarSpec | None = None
 
 
 class AbortSequences(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
@@ -132,7 +144,8 @@ class LogprobRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one step brought for one sequence.
 
-    `finish`: 0 = goes on, 1 = stop (EOS or stop token), 2 = length, 3 = refused or lost (see `error`).
+    `finish`: 0 = goes on, 1 = stop (EOS or stop token), 2 = length, 3 = lost (see `error`), 4 = complete: its grammar
+    allows nothing more, so the last token is text, 5 = its grammar is refused (see `error`).
     `cached_tokens` (prefix-cache hits) is -1 except in a sequence's first output.
     """
 
@@ -146,7 +159,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     queued_s: float = 0.0  # seconds from arrival to its first step; only in a sequence's first output
 
 
-FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR = range(4)
+FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR, FINISH_COMPLETE, FINISH_REFUSED = range(6)
 
 
 class SchedulerStats(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -198,6 +211,9 @@ class BatchPlan:
     when samples[i], which is when those are its last known ones. Decodes come first (`rows[:num_decodes]`, one token
     each, all sampling), then prefill chunks. The runner applies `admissions`, then `block_appends`, then computes. A
     decode's input is the last token sampled for its row, which the runner keeps on its device: the plan never holds it.
+
+    `awaits_masks`: some of the sequences that sample are bound to a grammar, so sampling waits for the core to say
+    which tokens it allows; the forward pass does not.
     """
 
     rows: list[int] = field(default_factory=list[int])
@@ -205,6 +221,7 @@ class BatchPlan:
     num_tokens: list[int] = field(default_factory=list[int])
     samples: list[bool] = field(default_factory=list[bool])
     num_decodes: int = 0
+    awaits_masks: bool = False
     admissions: list[Admission] = field(default_factory=list[Admission])
     block_appends: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
     """(row, position in the row's block table, block id)"""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from engines.native.core import Runner
+from engines.native.grammar.constraint import TokenMasks
 from engines.native.scheduler import SchedulerLimits
 from engines.native.types import Admission, BatchPlan, TokenParams
 
@@ -29,7 +32,9 @@ _SAMPLED = (
 _CHUNK = 8  # tokens of a prompt that decodes share their step with
 
 
-def warm_up(runner: Runner, longest: int, limits: SchedulerLimits, batch_sizes: Sequence[int] = ()) -> None:
+def warm_up(
+    runner: Runner, longest: int, limits: SchedulerLimits, vocab_size: int, batch_sizes: Sequence[int] = ()
+) -> None:
     """A prompt of `longest` tokens, a decode, each way to sample, and batches of other sizes, all in KV block 0.
 
     What they write is never read: no sequence owns that block yet, and every owner writes before it reads.
@@ -37,6 +42,11 @@ def warm_up(runner: Runner, longest: int, limits: SchedulerLimits, batch_sizes: 
     """
     for plan in _plans(longest, limits.max_num_seqs, batch_sizes):
         runner.collect(runner.launch(plan))
+    for plan in (_plan(1, 0, _GREEDY), _plan(1, 0, _SAMPLED[0])):
+        plan.awaits_masks = True
+        launched = runner.launch(plan)
+        runner.choose(launched, TokenMasks([0], np.full((1, -(-vocab_size // 32)), -1, dtype=np.int32)))
+        runner.collect(launched)
 
 
 def sample_widest(runner: Runner, limits: SchedulerLimits) -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engines.native.scheduler import Output
 
 _IDLE_POLL_MS = 1000
+_COMPILING_POLL_MS = 1  # while a grammar is being compiled, whose end no message announces
 _PROGRESS_INTERVAL_S = 0.05
 
 
@@ -90,7 +91,7 @@ class CoreServer:
                 if not idle:  # the last sequence may have left without a word: gauges must fall to zero all the same
                     self._broadcast(StepOutputs((), core.stats()))
                     idle = True
-                self._socket.poll(_IDLE_POLL_MS)
+                self._socket.poll(_COMPILING_POLL_MS if core.is_compiling else _IDLE_POLL_MS)
             self._greet(core, max_waiting)
             now = time.monotonic()
             if now >= next_check:

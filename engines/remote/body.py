@@ -11,7 +11,20 @@ from typing import Any
 
 import msgspec
 
-from engines.api import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokensPrompt, WatermarkParams
+from engines.api import (
+    ChatPrompt,
+    GenerationRequest,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    OneOf,
+    Regex,
+    SamplingParams,
+    StructuredOutput,
+    TextPrompt,
+    TokensPrompt,
+    WatermarkParams,
+)
 from engines.errors import UnsupportedByEngine
 
 CHAT_PATH = "/chat/completions"
@@ -54,6 +67,8 @@ def encode_body(request: GenerationRequest, *, model: str, chat_max_tokens_field
         body[chat_max_tokens_field if is_chat else "max_tokens"] = request.sampling.max_tokens
     if request.sampling.logprobs is not None:
         body |= _chat_logprobs(request.sampling.logprobs) if is_chat else {"logprobs": request.sampling.logprobs}
+    if request.structured_output is not None:
+        body |= _structured_output(request.structured_output)
     if request.n != 1:
         body["n"] = request.n
     if request.truncate_prompt_tokens is not None:
@@ -115,6 +130,24 @@ def _watermark(asked: WatermarkParams | bool) -> bool | dict[str, Any]:
     if isinstance(asked, bool):
         return asked
     return {name: value for name, value in asdict(asked).items() if value is not None}
+
+
+def _structured_output(output: StructuredOutput) -> dict[str, Any]:
+    """OpenAI's field where OpenAI has one, vLLM's for the rest."""
+    match output.form:
+        case JsonObject():
+            return {"response_format": {"type": "json_object"}}
+        case JsonSchema(schema, name, strict):
+            form: dict[str, Any] = {"name": name, "schema": schema}
+            if strict is not None:
+                form["strict"] = strict
+            return {"response_format": {"type": "json_schema", "json_schema": form}}
+        case Regex(pattern):
+            return {"structured_outputs": {"regex": pattern}}
+        case OneOf(choices):
+            return {"structured_outputs": {"choice": choices}}
+        case Grammar(text):
+            return {"structured_outputs": {"grammar": text}}
 
 
 def _chat_logprobs(alternatives: int) -> dict[str, Any]:

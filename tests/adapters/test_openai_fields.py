@@ -73,6 +73,12 @@ BOTH: dict[str, Any] = {
     "cache_salt": "x",
     "return_token_ids": True,
     "watermark": {"scheme": "gumbel", "key": "k"},
+    "response_format": {"type": "json_object"},
+    "structured_outputs": {"regex": "x+"},
+    "guided_json": {"type": "object"},
+    "guided_regex": "x+",
+    "guided_choice": ["x"],
+    "guided_grammar": 'root ::= "x"',
 }
 HONOURED_IN_CHAT = BOTH | {
     "messages": [{"role": "user", "content": "Ho"}],
@@ -112,7 +118,6 @@ REFUSED_VALUES: dict[str, tuple[Any, list[Any]]] = {
     "tool_choice": ("required", ["none", "auto"]),
     "functions": ([{"name": "f"}], [[]]),
     "function_call": ({"name": "f"}, ["none", "auto"]),
-    "response_format": ({"type": "json_object"}, [{"type": "text"}]),
     "modalities": (["text", "audio"], [["text"]]),
     "audio": ({"voice": "v", "format": "wav"}, []),
     "prediction": ({"type": "content", "content": "x"}, []),

@@ -17,6 +17,7 @@ from torch import Tensor
 from engines.native.kernels.cpu_compile import kernel
 from engines.native.kernels.cpu_sampler_row import mask_typical_row, sample_row
 from engines.native.kernels.cpu_team import TEAM
+from engines.native.sampling.torch_core import banned_floor
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -57,6 +58,13 @@ def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor,
     _share_rows(at.shape[0], lambda first, step: _mask_typical_rows(*arrays, first, step))
 
 
+def mask_tokens(logits: Tensor, at: Tensor, bits: Tensor) -> None:
+    """As torch_core.mask_tokens, float32 alone; all tensors contiguous."""
+    floor = np.float32(banned_floor(logits.dtype))
+    arrays = (logits.numpy(), at.numpy(), bits.numpy(), floor)
+    _share_rows(at.shape[0], lambda first, step: _mask_token_rows(*arrays, first, step))
+
+
 def _share_rows(batch: int, run: Callable[[int, int], None]) -> None:
     """run(first, step) on as many threads as torch uses, the caller's among them.
 
@@ -93,3 +101,13 @@ def _mask_typical_rows(logits, at, temperature, min_p, typical_p, first, step):
     distances = np.empty(vocab, np.float32)
     for i in range(first, at.size, step):
         mask_typical_row(logits[at[i]], temperature[i], min_p[i], typical_p[i], depths, ids, weights, distances)
+
+
+@kernel("void(f4[:,::1], i8[::1], i4[:,::1], f4, i8, i8)")
+def _mask_token_rows(logits, at, bits, floor, first, step):
+    vocab = logits.shape[1]
+    for i in range(first, at.size, step):
+        row, words = logits[at[i]], bits[i]
+        for token in range(vocab):
+            allowed = (words[token >> 5] >> np.int32(token & 31)) & np.int32(1)
+            row[token] = max(row[token], floor) if allowed else np.float32(-np.inf)

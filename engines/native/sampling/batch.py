@@ -32,3 +32,11 @@ class SamplingBatch:
     row_list: list[int]
     length_list: list[int]
     noise: NoiseKeys
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMasks:
+    """The tokens that grammars allow, on the device, for the rows that have one."""
+
+    at: Tensor  # [n] int64, batch position
+    bits: Tensor  # [n, ceil(vocab_size / 32)] int32, token t at bit t % 32 of word t // 32

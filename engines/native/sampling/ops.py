@@ -73,6 +73,10 @@ class Compete(Protocol):
     ) -> None: ...
 
 
+class MaskTokens(Protocol):
+    def __call__(self, logits: Tensor, at: Tensor, bits: Tensor) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOps:
     """The functions of torch_core.py and torch_watermark.py, which say what each means, in one implementation."""
@@ -80,6 +84,7 @@ class SamplingOps:
     greedy: Greedy = torch_core.greedy
     sample_core: SampleCore = torch_core.sample_core
     mask_typical: MaskTypical = torch_core.mask_typical
+    mask_tokens: MaskTokens = torch_core.mask_tokens
     mask_filtered: MaskFiltered = torch_core.mask_filtered
     mark_tokens: MarkTokens = torch_watermark.mark_tokens
     fresh_contexts: FreshContexts = torch_watermark.fresh_contexts
@@ -101,10 +106,10 @@ def sampling_ops(device: torch.device) -> SamplingOps:
 def _numba_ops() -> SamplingOps:
     from engines.native.kernels import cpu_sampler
 
-    return SamplingOps(cpu_sampler.greedy, cpu_sampler.sample_core, cpu_sampler.mask_typical)
+    return SamplingOps(cpu_sampler.greedy, cpu_sampler.sample_core, cpu_sampler.mask_typical, cpu_sampler.mask_tokens)
 
 
 def _triton_ops() -> SamplingOps:
-    from engines.native.kernels import triton_sampler
+    from engines.native.kernels import triton_mask, triton_sampler
 
-    return replace(TORCH_OPS, sample_core=triton_sampler.sample_core)
+    return replace(TORCH_OPS, sample_core=triton_sampler.sample_core, mask_tokens=triton_mask.mask_tokens)

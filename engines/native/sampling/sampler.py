@@ -9,13 +9,14 @@ This is the one place that says in which order a request's parameters act. For e
     5. repetition_penalty    tokens of prompt and output: divided where positive, multiplied where negative
     6. frequency_penalty, presence_penalty    generated tokens: subtracted
     7. watermark, green list    adds delta to the logits of green tokens
-    8. temperature           divides; 0 takes the largest logit and ends here
-    9. min_p                 keeps what is at least min_p times as likely as the likeliest token
-   10. typical_p             keeps the most typical tokens
-   11. top_k                 keeps the k likeliest
-   12. top_p                 keeps the likeliest tokens that reach top_p of what top_k left
-   13. watermark, synthid    lets what is kept compete, which leaves it the same on average over keys
-   14. one token is drawn: the largest log-probability plus Gumbel noise keyed by seed, position and token id, or, for
+    8. grammar               what it does not allow gets -inf; of what it allows, bans yield rather than leave nothing
+    9. temperature           divides; 0 takes the largest logit and ends here
+   10. min_p                 keeps what is at least min_p times as likely as the likeliest token
+   11. typical_p             keeps the most typical tokens
+   12. top_k                 keeps the k likeliest
+   13. top_p                 keeps the likeliest tokens that reach top_p of what top_k left
+   14. watermark, synthid    lets what is kept compete, which leaves it the same on average over keys
+   15. one token is drawn: the largest log-probability plus Gumbel noise keyed by seed, position and token id, or, for
        the watermark gumbel, by its key, the tokens before and token id
 
 Only step 7 and a ban act on greedy rows; what a later watermark would mark is the draw, and they have none. No mark can
@@ -38,7 +39,7 @@ from torch import Tensor
 
 from engines.native.sampling import logits_processors
 from engines.native.sampling import state as columns
-from engines.native.sampling.batch import NoiseKeys, SamplingBatch
+from engines.native.sampling.batch import DeviceMasks, NoiseKeys, SamplingBatch
 from engines.native.sampling.logits_processors import LogitsProcessor
 from engines.native.sampling.logprobs import Logprobs, score
 from engines.native.sampling.ops import SamplingOps
@@ -52,11 +53,11 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     logits_processors.RepetitionPenalty,
     logits_processors.OccurrencePenalties,
     MarkTokens,
-    logits_processors.TypicalP,
-    Tournament,
 )
-"""Steps 2 to 7, 10 and, for rows that have a 13, 9 to 13, in the order in which they run. Which keys a 14 uses is
-decided in 7."""
+"""Steps 2 to 7, in the order in which they run. Which keys a 15 uses is decided in 7."""
+
+FILTERS: tuple[type[LogitsProcessor], ...] = (logits_processors.TypicalP, Tournament)
+"""Step 11 and, for rows that have a 14, 10 to 14."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class SamplerOutput:
 
 @dataclass(frozen=True, slots=True)
 class CoreParams:
-    """Steps 8 to 14 of a batch with a random row: arguments of SamplingOps.sample_core, [B] each, None = off."""
+    """Steps 9 to 15 of a batch with a random row: arguments of SamplingOps.sample_core, [B] each, None = off."""
 
     temperature: Tensor  # float32
     top_k: Tensor | None  # int64
@@ -84,7 +85,8 @@ class SamplingPlan:
 
     row_list: list[int]
     version: int
-    processors: list[LogitsProcessor]
+    processors: list[LogitsProcessor]  # before the grammar
+    filters: list[LogitsProcessor]  # after it
     core: CoreParams | None  # None: every row is greedy
     logprobs_at: list[int]  # batch positions of the rows that want log-probabilities
     logprobs_index: Tensor  # [n] int64, the same on the device
@@ -94,7 +96,7 @@ class SamplingPlan:
 class Sampler:
     def __init__(self, state: SamplingState, ops: SamplingOps) -> None:
         self.state = state
-        self._ops = ops
+        self.ops = ops
         self._plan: SamplingPlan | None = None
 
     def sample(
@@ -107,10 +109,11 @@ class Sampler:
         token_table: Tensor,
         lengths: Tensor,
         length_list: list[int],
+        masks: DeviceMasks | None = None,
     ) -> SamplerOutput:
         """One token for each row of logits [B, vocab_size] float32, contiguous; their content is lost.
 
-        The other arguments are the fields of SamplingBatch.
+        masks: of the rows that a grammar limits. The other arguments are the fields of SamplingBatch.
         """
         batch = SamplingBatch(
             rows=rows,
@@ -128,6 +131,10 @@ class Sampler:
         distribution = logits[plan.logprobs_index].log_softmax(dim=1) if plan.logprobs_at else None
         for processor in plan.processors:
             processor.apply(logits, batch)
+        if masks is not None:
+            self.ops.mask_tokens(logits, masks.at, masks.bits)
+        for processor in plan.filters:
+            processor.apply(logits, batch)
         token_ids = self._choose(logits, plan.core, batch.noise)
         if distribution is None:
             return SamplerOutput(token_ids, None)
@@ -136,8 +143,8 @@ class Sampler:
 
     def _choose(self, logits: Tensor, core: CoreParams | None, noise: NoiseKeys) -> Tensor:
         if core is None:
-            return self._ops.greedy(logits)
-        return self._ops.sample_core(
+            return self.ops.greedy(logits)
+        return self.ops.sample_core(
             logits, core.temperature, core.top_k, core.top_p, core.min_p, noise.seeds, noise.positions
         )
 
@@ -152,16 +159,20 @@ class Sampler:
         row_list = list(batch.row_list)
         features = state.features[row_list]
         union = int(np.bitwise_or.reduce(features))
-        processors = [
-            kind.build(state, row_list, np.flatnonzero(features & kind.feature).tolist(), self._ops)
-            for kind in PROCESSORS
-            if union & kind.feature
-        ]
+        processors, filters = (
+            [
+                kind.build(state, row_list, np.flatnonzero(features & kind.feature).tolist(), self.ops)
+                for kind in kinds
+                if union & kind.feature
+            ]
+            for kinds in (PROCESSORS, FILTERS)
+        )
         logprobs_at = np.flatnonzero(features & Feature.LOGPROBS)
         return SamplingPlan(
             row_list=row_list,
             version=state.version,
             processors=processors,
+            filters=filters,
             core=self._core_params(batch.rows, features, union) if union & Feature.RANDOM else None,
             logprobs_at=logprobs_at.tolist(),
             logprobs_index=on_device(logprobs_at, state.device),

@@ -99,6 +99,24 @@ def _mask_filtered(
     logits[at] = logits[at].masked_fill(~kept, -torch.inf)
 
 
+def mask_tokens(logits: Tensor, at: Tensor, bits: Tensor) -> None:
+    """Forbids, in place, the tokens of rows `at` whose bit is not set.
+
+    An allowed token that an earlier pass has banned gets the lowest finite value in use instead: so a row always has a
+    token to take, and takes that one only where there is no other.
+
+    logits [B, V], any floating type; at [n] int64; bits [n, ceil(V / 32)] int32, token t at bit t % 32 of word t // 32.
+    """
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, : logits.shape[1]].bool()
+    logits[at] = logits[at].clamp(min=banned_floor(logits.dtype)).masked_fill(~allowed, -torch.inf)
+
+
+def banned_floor(dtype: torch.dtype) -> float:
+    """Far below every logit, and finite in `dtype` even after division by the smallest temperature."""
+    return max(-1e30, torch.finfo(dtype).min)
+
+
 def scaled(logits: Tensor, temperature: Tensor) -> Tensor:
     """(logits - max) / temperature: at most 0, so that a small temperature cannot overflow to +inf."""
     return (logits - logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).min)) / temperature[:, None]

@@ -6,11 +6,28 @@ unseen. The next token is a function of the prefix alone, like a model's under g
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from engines.native.grammar.constraint import TokenMasks
 from engines.native.types import BatchPlan, SampledTokens
 
 
 def next_token(prefix: list[int], vocab_size: int) -> int:
     return hash(tuple(prefix)) % vocab_size
+
+
+def allowed_token(prefix: list[int], vocab_size: int, allowed: set[int]) -> int:
+    """The first allowed token from the unlimited choice upwards, in a circle."""
+    first = next_token(prefix, vocab_size)
+    return min(allowed, key=lambda token: (token - first) % vocab_size)
+
+
+@dataclass
+class Launched:
+    """`open` holds the rows that sample, as long as they await masks."""
+
+    sampled: list[int] = field(default_factory=list)
+    open: list[int] | None = None
 
 
 class ScriptedRunner:
@@ -21,8 +38,10 @@ class ScriptedRunner:
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
         self._tokens: dict[int, list[int]] = {}
         self._block_tables: dict[int, list[int]] = {}
+        self._open: Launched | None = None
 
-    def launch(self, plan: BatchPlan) -> SampledTokens:
+    def launch(self, plan: BatchPlan) -> Launched:
+        assert self._open is None, "a step that awaits masks is finished before the next is launched"
         for admission in plan.admissions:
             self._tokens[admission.row] = list(admission.token_ids)
             self._block_tables[admission.row] = []
@@ -36,20 +55,40 @@ class ScriptedRunner:
         for row, start, count, _ in work:  # all of a layer's keys and values are written before any is read
             for position in range(start, start + count):
                 self._slots[self._slot(row, position)] = hash(tuple(self._tokens[row][: position + 1]))
-        sampled: list[int] = []
         for row, start, count, samples in work:
             tokens = self._tokens[row]
             self.num_computed_tokens += count
             for position in range(start + count):
                 assert self._slots[self._slot(row, position)] == hash(tuple(tokens[: position + 1])), "wrong KV"
-            if samples:
-                assert start + count == len(tokens)
-                tokens.append(next_token(tokens, self.vocab_size))
-                sampled.append(tokens[-1])
-        return SampledTokens(sampled)
-
-    def collect(self, launched: SampledTokens) -> SampledTokens:
+            assert not samples or start + count == len(tokens)
+        launched = Launched(open=[row for row, _, _, samples in work if samples])
+        if plan.awaits_masks:
+            self._open = launched
+        else:
+            self._sample(launched, {})
         return launched
+
+    def choose(self, launched: Launched, masks: TokenMasks) -> None:
+        assert launched is self._open
+        self._open = None
+        allowed = {
+            place: {token for token in range(self.vocab_size) if row[token // 32] >> (token % 32) & 1}
+            for place, row in zip(masks.places, masks.bits.tolist(), strict=True)
+        }
+        self._sample(launched, allowed)
+
+    def _sample(self, launched: Launched, allowed: dict[int, set[int]]) -> None:
+        assert launched.open is not None
+        everything = set(range(self.vocab_size))
+        for place, row in enumerate(launched.open):
+            tokens = self._tokens[row]
+            tokens.append(allowed_token(tokens, self.vocab_size, allowed.get(place, everything)))
+            launched.sampled.append(tokens[-1])
+        launched.open = None
+
+    def collect(self, launched: Launched) -> SampledTokens:
+        assert launched.open is None, "collected before it was told which tokens are allowed"
+        return SampledTokens(launched.sampled)
 
     def _slot(self, row: int, position: int) -> int:
         return self._block_tables[row][position // self.block_size] * self.block_size + position % self.block_size

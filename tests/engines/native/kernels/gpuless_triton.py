@@ -10,6 +10,7 @@ and its interpreter do not share one.
 import random
 from typing import Any
 
+import numpy as np
 import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -17,6 +18,8 @@ from triton.runtime import driver
 
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
+from engines.native.grammar.constraint import TokenMasks
+from engines.native.kernels.triton_mask import mask_tokens
 from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 from engines.native.kernels.triton_sampler import sample_core
 from engines.native.kv_cache import KVCache, KVCacheShape
@@ -117,12 +120,13 @@ def main() -> None:
     cache = KVCache(shape, 4, device)
     rows = RowState(MAX_ROWS, MAX_LEN, BLOCK_SIZE, device)
     sampling = SamplingState(MAX_ROWS + 1, config.vocab_size, device)
-    ops = SamplingOps(TORCH_OPS.greedy, sample_core, TORCH_OPS.mask_typical)
+    ops = SamplingOps(TORCH_OPS.greedy, sample_core, TORCH_OPS.mask_typical, mask_tokens)
     graph_context = GraphContext(model, cache, rows, sampling, ops)
     graphs, chunk_graphs = DecodeGraphs(graph_context), ChunkGraphs(graph_context)
     runner = ModelRunner(model, cache, rows, Sampler(sampling, ops), graphs)
+    limits = SchedulerLimits(max_num_seqs=MAX_ROWS, max_num_batched_tokens=256)
     with torch.inference_mode():
-        warm_up(runner, 200, SchedulerLimits(max_num_seqs=MAX_ROWS, max_num_batched_tokens=256), BATCH_SIZES)
+        warm_up(runner, 200, limits, config.vocab_size, BATCH_SIZES)
         at_start = set(asked)
         print(len(at_start))
         for size in graph_sizes(MAX_ROWS):
@@ -133,7 +137,13 @@ def main() -> None:
                 chunk_graphs._forward(chunk_graphs._empty_inputs(decodes, tokens), decodes, tokens)
         rng = random.Random(0)
         for _ in range(60):
-            runner.launch(random_plan(rng))
+            plan = random_plan(rng)
+            plan.awaits_masks = any(plan.samples) and rng.random() < 0.5
+            launched = runner.launch(plan)
+            if plan.awaits_masks:
+                places = list(range(rng.randint(0, sum(plan.samples))))
+                masks = np.full((len(places), -(-config.vocab_size // 32)), -1, dtype=np.int32)
+                runner.choose(launched, TokenMasks(places, masks))
     print(*sorted(asked - at_start), sep="\n")
 
 

@@ -1,0 +1,235 @@
+"""Grammars through llguidance: compiled in a thread and kept, advanced token by token, turned into masks.
+
+The only module that knows the library. What it is given are `GrammarSpec`s; the library checks them, and what it cannot
+honour it says by the keyword, which becomes a GrammarError. Schemas never reach the network: a `$ref` that points
+outside its schema is an error.
+
+Grammars that were compiled are kept, the most recently used ones, and a sequence gets a copy that shares the compiled
+tables (some microseconds). The vocabulary itself is read once, in the same thread, when the first grammar is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import llguidance
+import numpy as np
+from llguidance.gbnf_to_lark import any_to_lark
+
+from engines.errors import HeadraceError
+from engines.native.grammar.constraint import Choosing, GrammarError, Progress, TokenMasks
+from engines.native.tokenizer import Tokenizer
+from engines.native.types import GrammarSpec
+
+MAX_GRAMMARS = 256  # compiled ones that are kept
+_MAX_ERROR_CHARS = 300
+_COMPILER_THREADS = 2
+_MAX_MASK_THREADS = 8
+# A small model may prefer white space for ever; after so much of it the grammar insists on going on.
+_JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}", "lenient": False, "coerce_one_of": False}
+
+LoadVocabulary = Callable[[], tuple[Tokenizer, frozenset[int]]]
+"""The tokenizer, and the ids that the model ends with beside those that the tokenizer names."""
+
+
+class GrammarConstraint:
+    """Satisfies `TokenConstraint`."""
+
+    __slots__ = ("matcher",)
+
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+        self.matcher = matcher
+
+    @property
+    def error(self) -> str:
+        return _first_line(self.matcher.get_error())
+
+    def advance(self, token_id: int) -> Progress:
+        matcher = self.matcher
+        if matcher.is_error() or not matcher.consume_token(token_id):
+            return "failed"
+        return "complete" if matcher.is_stopped() else "open"
+
+
+class GrammarCompiler:
+    """Satisfies `Constraints`, for one model.
+
+    `load` is called once, in a thread. `vocab_size` is the model's, which may exceed the tokenizer's: ids beyond that
+    are never allowed.
+    """
+
+    def __init__(self, load: LoadVocabulary, vocab_size: int) -> None:
+        self._load = load
+        self._vocab_size = vocab_size
+        self._threads = ThreadPoolExecutor(_COMPILER_THREADS, thread_name_prefix="grammar")
+        self._vocabulary: Future[llguidance.LLTokenizer] | None = None
+        self._eos_token_ids: frozenset[int] = frozenset()
+        self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
+        threads = min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
+        self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
+
+    def request(self, spec: GrammarSpec) -> Future[GrammarConstraint]:
+        compiled = self._compiled.get(spec)
+        if compiled is None:
+            if self._vocabulary is None:
+                self._vocabulary = self._threads.submit(self._read_vocabulary)
+            compiled = self._compiled[spec] = self._threads.submit(self._compile, spec, self._vocabulary)
+            if len(self._compiled) > MAX_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(spec)
+        return _then(compiled, lambda matcher: GrammarConstraint(matcher.deep_copy()))
+
+    def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
+        bits = np.zeros((len(choosing), -(-self._vocab_size // 32)), dtype=np.int32)
+        matchers = [choice.constraint.matcher for choice in choosing]  # type: ignore[attr-defined]  # all are ours
+        if self._executor is not None and len(matchers) > 1:
+            pairs = [(matcher, row) for row, matcher in enumerate(matchers)]
+            self._executor.unsafe_compute_mask_ptr(pairs, bits.ctypes.data, bits.strides[0], len(bits))
+        else:
+            for row, matcher in zip(bits, matchers, strict=True):
+                matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        for row, choice in zip(bits, choosing, strict=True):
+            self._hold_back_end(row, choice.stop_token_ids)
+        return TokenMasks([choice.place for choice in choosing], bits)
+
+    def _hold_back_end(self, row: np.ndarray, stop_token_ids: frozenset[int]) -> None:
+        """Forbid end tokens that do not count now, unless the grammar has nothing else to say."""
+        forbidden = [token_id for token_id in self._eos_token_ids - stop_token_ids if _get(row, token_id)]
+        for token_id in forbidden:
+            row[token_id // 32] ^= _bit(token_id)
+        if forbidden and not row.any():
+            for token_id in forbidden:
+                row[token_id // 32] ^= _bit(token_id)
+
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def _read_vocabulary(self) -> llguidance.LLTokenizer:
+        try:
+            tokenizer, more_eos = self._load()
+        except (ValueError, OSError, HeadraceError) as error:
+            raise GrammarError(f"this model's tokenizer cannot be loaded: {error}") from error
+        if tokenizer.token_table(skip_special_tokens=False) is None:
+            raise GrammarError("this model's tokens are no pieces of text, so its answers cannot be constrained")
+        ends = frozenset(token_id for token_id in tokenizer.eos_token_ids | more_eos if token_id < self._vocab_size)
+        if not ends:
+            raise GrammarError("this model has no end token, so its answers cannot be constrained")
+        wrapper: Any = _Vocabulary(tokenizer, self._vocab_size, ends)
+        vocabulary = llguidance.LLTokenizer(wrapper, eos_token=sorted(ends))
+        self._eos_token_ids = frozenset(vocabulary.eos_tokens)
+        return vocabulary
+
+    def _compile(self, spec: GrammarSpec, vocabulary: Future[llguidance.LLTokenizer]) -> llguidance.LLMatcher:
+        # The vocabulary was submitted before and by one of several threads, so that waiting for it ends.
+        matcher = llguidance.LLMatcher(vocabulary.result(), _grammar_text(spec), log_level=0)
+        if matcher.is_error():
+            raise GrammarError(_explain(matcher.get_error()))
+        if matcher.is_stopped():
+            raise GrammarError("it allows nothing but an empty answer")
+        return matcher
+
+
+class _Vocabulary:
+    """What llguidance asks of a tokenizer."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = min(eos_token_ids)
+        self.special_token_ids = sorted(token_id for token_id in tokenizer.special_ids if token_id < vocab_size)
+        self.tokens = [tokenizer.token_bytes[token_id] for token_id in range(vocab_size)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "replace")
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+# --- grammars ---------------------------------------------------------------------------------------------------------
+
+
+def _grammar_text(spec: GrammarSpec) -> str:
+    """Raises GrammarError for a notation that cannot be read."""
+    match spec.kind:
+        case "json_schema":
+            schema: Any = json.loads(spec.text)
+            return json.dumps({"grammars": [{"json_schema": with_json_options(schema)}]})
+        case "regex":
+            return llguidance.LLMatcher.grammar_from_regex(spec.text)
+        case "choice":
+            literals = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
+            return llguidance.LLMatcher.grammar_from_lark("start: " + " | ".join(literals))
+        case "lark":
+            return llguidance.LLMatcher.grammar_from_lark(spec.text)
+        case _:
+            try:
+                return llguidance.LLMatcher.grammar_from_lark(any_to_lark(spec.text))
+            except Exception as error:  # the converter raises whatever its parser happens to
+                raise GrammarError(f"it is neither GBNF nor Lark: {_first_line(str(error))}") from error
+
+
+def with_json_options(schema: Any) -> Any:
+    """A schema with our choices for the library, which it reads at the schema's root; a client's own are dropped."""
+    if schema is True:
+        schema = {}
+    return {**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, dict) else schema
+
+
+_UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")
+_POSITION = re.compile(r"^(at )?\d+\(\d+\): ")
+
+
+def _explain(error: str) -> str:
+    """The library's message in the words of a schema's author."""
+    if match := _UNSUPPORTED.search(error):
+        keywords = match[1]
+        return f"the JSON Schema keyword{'s' if ',' in keywords else ''} {keywords} cannot be enforced"
+    if "oneOf constraints are not supported" in error:
+        return (
+            'the JSON Schema keyword "oneOf" can be enforced only where its alternatives exclude each other by type '
+            'or by a required constant; "anyOf" has no such limit'
+        )
+    return _first_line(_POSITION.sub("", error))
+
+
+def _first_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return " ".join(lines[:4])[:_MAX_ERROR_CHARS]
+
+
+# --- small things -----------------------------------------------------------------------------------------------------
+
+
+def _bit(token_id: int) -> int:
+    """As a signed word."""
+    bit = token_id % 32
+    return 1 << bit if bit < 31 else -(1 << 31)
+
+
+def _get(row: np.ndarray, token_id: int) -> bool:
+    return bool(row[token_id // 32] & _bit(token_id))
+
+
+def _then(source: Future[Any], make: Callable[[Any], Any]) -> Future[Any]:
+    """A future of make(result); done at once where the source is."""
+    made: Future[Any] = Future()
+
+    def finish(done: Future[Any]) -> None:
+        try:
+            made.set_result(make(done.result()))
+        except GrammarError as error:
+            made.set_exception(error)
+        except BaseException:  # a fault in the library must not take the engine with it
+            traceback.print_exc()
+            made.set_exception(GrammarError("it cannot be compiled"))
+
+    source.add_done_callback(finish)
+    return made
