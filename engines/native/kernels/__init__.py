@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from engines.errors import EngineUnavailable
+from engines.native.kernels import flash_attention
 
 if TYPE_CHECKING:
     from config.engines import NativeSettings
@@ -70,7 +71,7 @@ def _quantized(choice: KernelChoice) -> tuple[KernelChoice, str]:
 
     if choice.attention_backend == "torch":
         return replace(choice, ops=QuantizedOps(choice.ops, ReferenceProduct)), ", dequantized at every use"
-    if choice.attention_backend == "triton":
+    if choice.attention_backend in ("triton", "flash-attn"):
         from engines.native.kernels.triton_quantized import BATCH_SIZES, make_product
 
         return replace(choice, ops=QuantizedOps(choice.ops, make_product), batch_sizes=BATCH_SIZES), ""
@@ -105,10 +106,30 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
         from engines.native.kernels import reference
 
         return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
-    if backend != "triton" or importlib.util.find_spec("triton") is None:
+    if backend not in ("triton", "flash-attn") or importlib.util.find_spec("triton") is None:
         raise EngineUnavailable(f"attention_backend '{backend}' is not available here; pass triton or torch.")
+    flash = _use_flash(section, dtype, config.head_dim)
     from engines.native.kernels.triton_kernel import compile_ahead
     from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 
-    ops = TritonOps()
-    return KernelChoice(ops, "triton", dtype, dtype, dtype, section.block_size or 64, BATCH_SIZES, compile_ahead)
+    name, block_size = ("flash-attn", flash_attention.BLOCK_SIZE) if flash else ("triton", 64)
+    return KernelChoice(
+        TritonOps(flash=flash), name, dtype, dtype, dtype, section.block_size or block_size, BATCH_SIZES, compile_ahead
+    )
+
+
+def _use_flash(section: NativeSettings, dtype: torch.dtype, head_dim: int) -> bool:
+    """flash-attn computes prompts, and Triton everything else, where it is installed and nothing speaks against it."""
+    if section.attention_backend == "triton":
+        return False
+    obstacle = ""
+    if section.kv_cache_dtype == "fp8":
+        obstacle = "reads no fp8 KV cache on Hopper"
+    elif not flash_attention.is_available(dtype, head_dim):
+        obstacle = (
+            "needs the package flash-attn-4 (pip install 'headrace[flash-attn]'), a Hopper GPU or newer, a 16-bit "
+            f"dtype and heads of at most 256 elements, a multiple of 8 (here {dtype} and {head_dim})"
+        )
+    if obstacle and section.attention_backend == "flash-attn":
+        raise EngineUnavailable(f"attention_backend 'flash-attn' {obstacle}; pass triton.")
+    return not obstacle

@@ -8,6 +8,7 @@ reference.paged_attention.
 import torch
 from torch import Tensor
 
+from engines.native.kernels import flash_attention
 from engines.native.kernels.triton_attention_decode import decode_attention
 from engines.native.kernels.triton_attention_prefill import prefill_attention
 from engines.native.layers.attention_metadata import AttentionMetadata
@@ -22,6 +23,7 @@ def paged_attention(
     sliding_window: int = 0,
     *,
     split_tokens: int = 0,
+    flash: bool = False,
     pdl: bool = False,
 ) -> Tensor:
     """Causal attention of each query token over its sequence's cached keys and values.
@@ -29,11 +31,26 @@ def paged_attention(
     query [num_tokens, num_heads, head_dim]; caches [num_blocks, block_size, num_kv_heads, head_dim], as wide or e4m3;
     the new tokens' keys and values are already in the cache. Decodes come first (metadata.num_decodes), then prefill
     chunks. sliding_window > 0 limits a token to the last that many positions, itself included. split_tokens > 0 cuts
-    decodes at fixed lengths, so that a sequence's sums do not depend on its batch (a multiple of the key tile).
+    decodes at fixed lengths, so that a sequence's sums do not depend on its batch (a multiple of the key tile). flash:
+    chunks go to flash-attn instead of the prefill kernel.
     Returns [num_tokens, num_heads, head_dim]; rows of padding sequences (length 0) are zero.
     """
-    out = torch.empty_like(query)
     num_decodes = metadata.num_decodes
+    has_chunks = metadata.seq_lens.shape[0] > num_decodes
+    if flash and has_chunks:
+        out = flash_attention.prefill_attention(
+            query,
+            key_cache,
+            value_cache,
+            metadata.block_tables[num_decodes:],
+            metadata.seq_lens[num_decodes:],
+            metadata.query_start_loc[num_decodes:],
+            metadata.max_query_len,
+            scale,
+            sliding_window,
+        )
+    else:
+        out = torch.empty_like(query)
     if num_decodes:
         decode_attention(
             query,
@@ -48,7 +65,7 @@ def paged_attention(
             split_tokens=split_tokens,
             pdl=pdl,
         )
-    if metadata.seq_lens.shape[0] > num_decodes:
+    if has_chunks and not flash:
         prefill_attention(
             query,
             key_cache,

@@ -21,10 +21,12 @@ BATCH_SIZES = (1, 2, 17, 33, 65)
 
 
 class TritonOps(Ops):
-    """Kernels are launched early (programmatic dependent launch) where the GPU can and it pays."""
+    """Kernels are launched early (programmatic dependent launch) where the GPU can and it pays. flash: prefill
+    attention is flash-attn's."""
 
-    def __init__(self, *, pdl: bool = True) -> None:
+    def __init__(self, *, pdl: bool = True, flash: bool = False) -> None:
         self._pdl = pdl
+        self._flash = flash
 
     def prepare_linear(self, weight: Tensor) -> Tensor:
         return weight
@@ -128,7 +130,7 @@ class TritonOps(Ops):
         sliding_window: int = 0,
     ) -> Tensor:
         return triton_attention.paged_attention(
-            q, key_cache, value_cache, metadata, scale, sliding_window, pdl=self._pdl
+            q, key_cache, value_cache, metadata, scale, sliding_window, flash=self._flash, pdl=self._pdl
         )
 
 
