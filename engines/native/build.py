@@ -43,14 +43,15 @@ class BuiltCore:
     core: EngineCore
     ready: Ready
     overlapped: bool  # whether stepping ahead of the host's bookkeeping pays on this device
+    config: ModelConfig
+    kv_token_bytes: int  # keys and values of one token, all layers
+    step_weight_bytes: int  # what every step reads: all weights, but of an embedding table of its own only rows
 
 
 def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     """Raises EngineUnavailable, in words for an operator, when these settings cannot become a running core."""
     started = time.monotonic()
-    device = _device(section)
-    if device.type == "cpu":
-        torch.set_num_threads(section.cpu_threads or _physical_cores())
+    device = prepare_device(section)
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
     quantizer = choose_quantizer(section, config.quantization)
@@ -88,7 +89,14 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
     sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens, sizes=runner.chunk_sizes)
     core = EngineCore(scheduler, runner, sizer, constraints=_grammars(section, files.path, config))
-    return BuiltCore(core, ready, overlapped=on_gpu)
+    return BuiltCore(
+        core,
+        ready,
+        overlapped=on_gpu,
+        config=config,
+        kv_token_bytes=cache.shape.block_bytes // cache.shape.block_size,
+        step_weight_bytes=model.weight_bytes - (0 if config.tie_word_embeddings else _table_bytes(config, kernels)),
+    )
 
 
 def _grammars(section: NativeSettings, path: Path, config: ModelConfig) -> GrammarCompiler:
@@ -98,6 +106,10 @@ def _grammars(section: NativeSettings, path: Path, config: ModelConfig) -> Gramm
         return Tokenizer.load(section.tokenizer or path), frozenset(load_generation_config(path).eos_token_ids)
 
     return GrammarCompiler(load, config.vocab_size)
+
+
+def _table_bytes(config: ModelConfig, kernels: KernelChoice) -> int:
+    return config.vocab_size * config.hidden_size * kernels.weight_dtype.itemsize
 
 
 def _load(
@@ -124,10 +136,12 @@ def _load(
     )
 
 
-def _device(section: NativeSettings) -> torch.device:
+def prepare_device(section: NativeSettings) -> torch.device:
+    """The device that these settings name; on CPU, torch is given its threads."""
     if section.device == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("device is 'cuda', but torch sees no CUDA GPU; pass --device cpu or auto.")
     if section.device == "cpu" or not torch.cuda.is_available():
+        torch.set_num_threads(section.cpu_threads or _physical_cores())
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
