@@ -10,7 +10,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-TORCH ?= $(shell grep '^torch==' constraints.txt)
+PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH ?= $(PINNED_TORCH)
 EXTRAS ?= native
 
 # A client to be tested as it is published: it asks for an older huggingface-hub, which it does not use.
@@ -47,9 +48,12 @@ $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	@$(if $(filter dev,$*),$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(TGI_CLIENT))
 	@touch $@
 
+# A build of torch for CUDA wants a triton of its own.
+other_triton = $(if $(filter $(PINNED_TORCH),$(TORCH)),,| grep -v '^triton==')
+
 # Rewritten only when it changes, so that another TORCH installs anew and the same one does not.
 $(CONSTRAINTS): FORCE | $(BIN)/python
-	@{ grep -v '^torch==' constraints.txt; echo '$(TORCH)'; } > $@.new
+	@{ grep -v '^torch==' constraints.txt $(other_triton); echo '$(TORCH)'; } > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(BIN)/python:

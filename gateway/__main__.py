@@ -1,4 +1,4 @@
-"""The command line: `headrace serve | launch | chat | config | version`.
+"""The command line: `headrace serve | launch | chat | bench | config | version`.
 
 Parses, reads the settings once, and hands over to `gateway/cli/`. Parts are imported when a command needs them, so that
 `--help` is quick and `chat` does not load a server.
@@ -14,7 +14,8 @@ from importlib import metadata
 from typing import Any, NoReturn
 
 from config.settings import Loaded, SettingsError, load_settings
-from gateway.cli.arguments import add_settings, given_settings
+from gateway.cli.arguments import add_native_settings, add_settings, given_settings
+from gateway.cli.bench_arguments import BenchArguments, add_bench_arguments, bench_arguments
 from gateway.cli.launch import add_flags, launch
 
 _DESCRIPTION = """\
@@ -28,11 +29,16 @@ examples:
   headrace serve --engine remote --upstream https://example.com/v1
   headrace serve --config headrace.toml            several engines, each with its names
   headrace chat                                    talk to a running server
+  headrace bench throughput ./model                measure the engine without HTTP
 """
 _SERVE_EPILOG = """\
 Every flag is also a variable (--max-model-len: HEADRACE_MAX_MODEL_LEN) and a key of the TOML file (max_model_len). The
 command line wins over the environment, the environment over the file. Several engines: [[engines]] tables in the file;
 `headrace config --example` prints one with every setting.
+"""
+_BENCH_EPILOG = """\
+Each figure comes with its share of what this device was measured to do at the start of the run: copy memory, and
+multiply matrices. The last line is everything as one line of JSON. docs/bench.md says what each figure means.
 """
 
 
@@ -83,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="System message that opens the conversation.")
     chat.add_argument("--temperature", type=float, metavar="X", help="Default: the server's.")
     chat.add_argument("--api-key", metavar="TEXT", help="Bearer token, if the server wants one.")
+    bench = _command(commands, "bench", _bench, "Measure the native engine without HTTP.", _BENCH_EPILOG)
+    bench.usage = "headrace bench {latency,throughput,prefill,all} [MODEL] [--OPTION VALUE ...]"
+    add_bench_arguments(bench)
+    add_native_settings(bench)
     config = _command(commands, "config", _config, "Show the settings that serve would use, and where each came from.")
     config.add_argument("--example", action="store_true", help="Print a TOML file with every setting instead.")
     config.usage = "headrace config [--example] [MODEL] [--SETTING VALUE ...]"
@@ -132,6 +142,18 @@ def _chat(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
     )
     return chat(options, Console())
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    loaded = _load(arguments)
+    parser: _Parser = arguments.parser
+    try:
+        wanted: BenchArguments = bench_arguments(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    from gateway.cli.bench import bench
+
+    return bench(loaded, wanted)
 
 
 def _config(arguments: argparse.Namespace) -> int:

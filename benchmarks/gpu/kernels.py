@@ -23,7 +23,8 @@ import torch
 import triton
 from torch import Tensor
 
-from benchmarks.gpu.timing import copy_bytes_per_s, graph_us, matmul_flops_per_s
+from benchmarks.gpu.timing import graph_us
+from engines.native.bench.limits import measure_limits
 
 BYTES_PER_S = 3.0e12
 FLOPS_PER_S = 7.8e14
@@ -198,14 +199,14 @@ def main() -> None:
     run_children([sections] * count, [["--compile", f"{i}/{count}"] for i in range(count)])
     print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    limits = measure_limits(torch.device("cuda"))
     header = {
         "hardware": f"{torch.cuda.get_device_name()}; torch {torch.__version__}, triton {triton.__version__}",
         "commit": arguments.commit or git.stdout.strip(),
         "command": f"python -m benchmarks.gpu.kernels --sections {arguments.sections}",
-        "copy_TB_s": round(copy_bytes_per_s() / 1e12, 3),
-        "bf16_TFLOP_s": round(matmul_flops_per_s() / 1e12, 1),
+        "copy_TB_s": round(limits.copy_bytes_per_s / 1e12, 3),
+        "bf16_TFLOP_s": round(limits.matmul_flops_per_s / 1e12, 1),
     }
-    torch.cuda.empty_cache()
     output = arguments.output or Path(tempfile.mkdtemp()) / "kernels.jsonl"
     output.write_text(json.dumps(header) + "\n")
     for section in sections:

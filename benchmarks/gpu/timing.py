@@ -1,4 +1,4 @@
-"""Timing on the GPU: CUDA graphs of many launches over rotating inputs, and this GPU's own ceilings.
+"""Timing on the GPU: CUDA graphs of many launches over rotating inputs.
 
 A graph's replay leaves out what the host costs, and rotating inputs larger than the L2 cache leave out what it would
 hide, as in a decode step where every layer has weights of its own.
@@ -41,16 +41,3 @@ def graph_us(calls: Sequence[Callable[[], object]], launches: int = 24, replays:
 def num_copies(num_bytes: int, most: int = 24) -> int:
     """How many inputs of that size to rotate over so that none is still in L2 when its turn comes again."""
     return max(1, min(most, -(-3 * L2_BYTES // max(num_bytes, 1))))
-
-
-def copy_bytes_per_s() -> float:
-    """Bytes read plus bytes written a second by a copy within device memory."""
-    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    return 2 * source.numel() / graph_us([lambda: target.copy_(source)], launches=8) * 1e6
-
-
-def matmul_flops_per_s(size: int = 8192) -> float:
-    """bf16 matrix rate on random data."""
-    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / graph_us([lambda: a @ b], launches=8) * 1e6

@@ -14,13 +14,28 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from config.explain import flag_name
-from config.settings import Group, setting_groups
+from config.settings import Group, Settings, setting_groups
 
 _POSITIONAL = "model_argument"
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """One flag per setting, grouped as in the example file, and MODEL as an argument of its own."""
+    _add_model(parser)
+    for group in setting_groups():
+        _add_group(parser, group)
+
+
+def add_native_settings(parser: argparse.ArgumentParser) -> None:
+    """MODEL, the native engine's flags, and --config: for commands that serve nothing."""
+    _add_model(parser)
+    parser.add_argument("--config", **_options("config", Settings.model_fields["config"]))
+    for group in setting_groups():
+        if group.kind == "native":
+            _add_group(parser, group)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         _POSITIONAL,
         metavar="MODEL",
@@ -28,10 +43,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="What the native engine serves, the same as --model.",
     )
-    for group in setting_groups():
-        arguments = parser.add_argument_group(*_heading(group))
-        for name, info in group.fields.items():
-            arguments.add_argument(flag_name(name), **_options(name, info))
+
+
+def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
+    arguments = parser.add_argument_group(*_heading(group))
+    for name, info in group.fields.items():
+        arguments.add_argument(flag_name(name), **_options(name, info))
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ the kept token with the largest noise - depth wins.
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
 # pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
-# pyright: reportIndexIssue=false
+# pyright: reportIndexIssue=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl

@@ -36,7 +36,7 @@ class Kernel:
     _submitted: set[Any] | None = None  # while compiling ahead, for all kernels: what has been submitted
 
     def __init__(self, function: Callable[..., None], varying: Sequence[str]) -> None:
-        self._jitted = triton.jit(function, do_not_specialize=list(varying))
+        self._jitted = triton.jit(function, do_not_specialize=list(varying))  # pyright: ignore[reportCallIssue]
         parameters = list(inspect.signature(function).parameters.values())
         self._compile_time = [p.name for p in parameters if "constexpr" in str(p.annotation)]
         passed = [p.name for p in parameters[: -len(self._compile_time)]]
