@@ -69,7 +69,7 @@ class Bench:
     def __init__(self, built: BuiltCore, limits: Limits) -> None:
         self._built = built
         self._ready = built.ready
-        self._roofline = Roofline(built.config, built.ready.weight_bytes, built.kv_token_bytes, limits)
+        self._roofline = Roofline(built.config, built.step_weight_bytes, built.kv_token_bytes, limits)
         self._rng = random.Random(0)  # no prompt comes twice, so the prefix cache has nothing to give
 
     @property

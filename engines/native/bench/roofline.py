@@ -30,16 +30,16 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """`weight_bytes` and `kv_token_bytes` are as the engine keeps them: see BuiltCore."""
+    """`step_weight_bytes` and `kv_token_bytes` are as the engine keeps them: see BuiltCore."""
 
     config: ModelConfig
-    weight_bytes: int
+    step_weight_bytes: int
     kv_token_bytes: int
     limits: Limits
 
     def weights(self, steps: float) -> Work:
         """What each step reads whatever it computes."""
-        return Work(self._step_bytes * steps, 0)
+        return Work(self.step_weight_bytes * steps, 0)
 
     def prefill(self, num_tokens: int) -> Work:
         """A prompt from nothing: its layers' products and attention, its KV written, and one row of logits."""
@@ -90,14 +90,6 @@ class Roofline:
     @property
     def _head_weights(self) -> int:
         return self.config.vocab_size * self.config.hidden_size
-
-    @property
-    def _step_bytes(self) -> float:
-        """Weights that a step reads: all but the embedding table, of which it reads a row a token."""
-        if self.config.tie_word_embeddings:
-            return self.weight_bytes
-        read = self._layer_weights + self._head_weights
-        return self.weight_bytes * read / (read + self._head_weights)
 
     def _seen(self, first: int, last: int) -> int:
         """Positions that queries at lengths first..last attend to, summed over lengths and layers."""

@@ -49,6 +49,12 @@ def test_every_request_of_a_load_gets_its_tokens_in_order(section: NativeSetting
     assert built.core.stats().prefix_cache_hit_tokens == 0
 
 
+def test_an_embedding_table_of_its_own_is_not_read_as_a_whole(tmp_path: Path):
+    section = NativeSettings(model=str(tiny_model(tmp_path, tied=False)), device="cpu", load_format="dummy")
+    built = build_core(section, lambda *_: None)
+    assert built.ready.weight_bytes - built.step_weight_bytes == 300 * 64 * 2
+
+
 def test_no_more_requests_are_open_than_the_level_says(section: NativeSettings):
     run = drive(build_core(section, lambda *_: None), Load(8, 4, requests=6, concurrency=2), random.Random(0))
     for line in run.timelines:

@@ -23,7 +23,7 @@ FIELDS: dict[str, object] = {
 }
 
 
-def tiny_model(folder: Path) -> Path:
+def tiny_model(folder: Path, *, tied: bool = True) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(FIELDS))
+    (folder / "config.json").write_text(json.dumps(FIELDS | {"tie_word_embeddings": tied}))
     return folder
