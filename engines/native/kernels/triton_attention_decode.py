@@ -30,6 +30,7 @@ from engines.native.kernels.triton_launch import (
 )
 
 DECODE_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=3)
+_WIDE_CONFIG = TileConfig(query_rows=16, key_rows=16, num_warps=4, num_stages=3)  # rows of keys beyond 256 bytes
 # Sequences, KV heads and splits together: what 132 multiprocessors hold at once, three blocks each.
 DECODE_BLOCKS = 396
 _MERGE_SPLITS = tl.constexpr(8)
@@ -183,6 +184,11 @@ def _merge_splits(
     tl.store(out + heads * HEAD_DIM + dims, merged, mask=(heads < GROUP) & (dims < HEAD_DIM))
 
 
+def choose_decode_tiles(head_dim: int, element_size: int) -> TileConfig:
+    """Tiles that fit a multiprocessor's shared memory and registers; 4-byte elements have no matrix units."""
+    return _WIDE_CONFIG if element_size > 2 and head_dim > 64 else DECODE_CONFIG
+
+
 def num_decode_splits(num_decodes: int, num_kv_heads: int, max_seq_len: int, split_tokens: int = 0) -> int:
     """How many pieces a decode's keys are cut into: as many as run at once at small batch, one at large batch."""
     if split_tokens:
@@ -205,10 +211,11 @@ def decode_attention(
     num_splits: int = 0,
     split_tokens: int = 0,
     pdl: bool = False,
-    config: TileConfig = DECODE_CONFIG,
+    config: TileConfig | None = None,
 ) -> None:
     """One query token a sequence: row i of query and out belongs to seq_lens[i]. Writes out in place."""
     num_decodes, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
+    config = config or choose_decode_tiles(head_dim, key_cache.element_size())
     group = query.shape[1] // num_kv_heads
     group_rows = next_power_of_2(group)
     assert num_decodes * num_kv_heads <= ARRIVAL_COUNTERS

@@ -24,6 +24,13 @@ from engines.native.kernels.triton_launch import (
 PREFILL_CONFIG = TileConfig(query_rows=128, key_rows=64, num_warps=8, num_stages=3)
 
 
+def choose_prefill_tiles(head_dim: int, element_size: int) -> TileConfig:
+    """Tiles that fit a multiprocessor's shared memory; 4-byte elements have no matrix units and fill registers too."""
+    if element_size > 2:
+        return TileConfig(64 if head_dim <= 64 else 32, 32 if head_dim <= 128 else 16, num_warps=8, num_stages=2)
+    return PREFILL_CONFIG if head_dim <= 128 else TileConfig(64, 64, num_warps=8, num_stages=2)
+
+
 @kernel(varying=["block_tables", "seq_lens", "query_start_loc", "num_seqs", "sliding_window", "table_stride"])
 def _prefill_kernel(
     query_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
@@ -141,13 +148,14 @@ def prefill_attention(
     sliding_window: int = 0,
     *,
     pdl: bool = False,
-    config: TileConfig = PREFILL_CONFIG,
+    config: TileConfig | None = None,
 ) -> None:
     """Ragged chunks of queries; query_start_loc [num_seqs + 1] indexes rows of query and out. Writes out in place.
 
     num_query_tokens is an upper bound of query_start_loc[-1] - query_start_loc[0], known on the host.
     """
     num_seqs, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
+    config = config or choose_prefill_tiles(head_dim, key_cache.element_size())
     group = query.shape[1] // num_kv_heads
     group_rows = next_power_of_2(group)
     query_rows = max(config.query_rows, group_rows)

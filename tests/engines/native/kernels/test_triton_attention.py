@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_attention
-from engines.native.kernels.triton_attention_decode import num_decode_splits
+from engines.native.kernels.triton_attention_decode import choose_decode_tiles, num_decode_splits
+from engines.native.kernels.triton_attention_prefill import choose_prefill_tiles
 from engines.native.kernels.triton_launch import arrival_counters
 from engines.native.layers.attention_metadata import AttentionMetadata
 
@@ -140,6 +141,22 @@ def test_fixed_splits_make_a_sequence_independent_of_its_batch(device: torch.dev
         batch.query[3:4], batch.key_cache, batch.value_cache, metadata, scale, split_tokens=128
     )
     assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.parametrize("choose", [choose_prefill_tiles, choose_decode_tiles])
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
+def test_tiles_fit_shared_memory(choose, element_size: int, head_dim: int) -> None:
+    """Queries, and the keys and values of every stage, in 227 KiB: what a block may have on an H100."""
+    tiles, row_bytes = choose(head_dim, element_size), (1 << (head_dim - 1).bit_length()) * element_size
+    rows = tiles.query_rows + 2 * tiles.num_stages * tiles.key_rows
+    assert rows * row_bytes <= 227 * 1024
+
+
+@pytest.mark.parametrize("head_dim", [128, 256])
+def test_wide_rows_of_float32(head_dim: int, device: torch.device) -> None:
+    batch = ragged_batch([1, 1, 20], [129, 64, 85], device, head_dim=head_dim, dtype=torch.float32)
+    assert_matches_reference(batch)
 
 
 @pytest.mark.gpu
