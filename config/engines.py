@@ -97,6 +97,11 @@ class NativeSettings(EngineSection):
     attention_backend: Literal["auto", "torch", "numba", "triton", "flash-attn"] = Field(
         default="auto", description="Attention kernels; auto picks the fastest available and start-up prints it."
     )
+    batch_invariant: bool = Field(
+        default=False,
+        description="A request's tokens do not depend, to the bit, on what runs beside it. Always so on CPU (numba); "
+        "on GPU it takes one slower kernel for every batch size (triton).",
+    )
     generation_defaults: Literal["model", "openai"] = Field(
         default="model",
         description="Sampling fields that a request leaves out: the model's generation_config, or OpenAI's (1.0, 1.0).",

@@ -55,6 +55,8 @@ def choose_kernels(
 ) -> KernelChoice:
     """Raises EngineUnavailable for a backend that this device or this installation does not have."""
     choice = _for_cuda(section, config) if device.type == "cuda" else _for_cpu(section)
+    if section.batch_invariant:
+        _check_batch_invariant(choice, device, quantizer)
     words: list[str] = []
     if quantizer is not None:
         choice, how = _quantized(choice)
@@ -63,6 +65,21 @@ def choose_kernels(
         choice = replace(choice, kv_dtype=torch.float8_e4m3fn)
         words.append("KV cache fp8")
     return replace(choice, quantization=", ".join(words))
+
+
+def _check_batch_invariant(choice: KernelChoice, device: torch.device, quantizer: Quantizer | None) -> None:
+    if choice.attention_backend == "torch":
+        raise EngineUnavailable(
+            "batch_invariant is not to be had with attention_backend 'torch', whose products depend on the batch; "
+            "numba has it on CPU, triton on GPU.",
+            field="batch_invariant",
+        )
+    if quantizer is not None and device.type == "cuda":
+        raise EngineUnavailable(
+            f"batch_invariant is not to be had with quantize '{quantizer.name}' on GPU, whose kernels differ by batch "
+            "size; leave one of them out.",
+            field="batch_invariant",
+        )
 
 
 def _quantized(choice: KernelChoice) -> tuple[KernelChoice, str]:
@@ -112,6 +129,12 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
     from engines.native.kernels.triton_kernel import compile_ahead
     from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 
+    if section.batch_invariant:
+        from engines.native.kernels.triton_invariant_ops import BatchInvariantOps
+
+        return KernelChoice(
+            BatchInvariantOps(), "triton", dtype, dtype, dtype, section.block_size or 64, compile_ahead=compile_ahead
+        )
     name, block_size = ("flash-attn", flash_attention.BLOCK_SIZE) if flash else ("triton", 64)
     return KernelChoice(
         TritonOps(flash=flash), name, dtype, dtype, dtype, section.block_size or block_size, BATCH_SIZES, compile_ahead
@@ -123,7 +146,9 @@ def _use_flash(section: NativeSettings, dtype: torch.dtype, head_dim: int) -> bo
     if section.attention_backend == "triton":
         return False
     obstacle = ""
-    if section.kv_cache_dtype == "fp8":
+    if section.batch_invariant:
+        obstacle = "rounds otherwise than decodes do, which batch_invariant does not allow"
+    elif section.kv_cache_dtype == "fp8":
         obstacle = "reads no fp8 KV cache on Hopper"
     elif not flash_attention.is_available(dtype, head_dim):
         obstacle = (

@@ -165,3 +165,12 @@ def test_a_context_that_the_cache_cannot_hold_is_refused_by_both_numbers(referen
 
     with pytest.raises(EngineUnavailable, match=r"max_model_len is 200 tokens.*holds 128:.*kv_cache_memory"):
         build(reference[0], dtype="float32", kv_cache_memory="64KiB", max_model_len=200)
+
+
+def test_batch_invariance_is_what_numba_has_anyway_and_torch_cannot_promise(reference, prompts, expected):
+    from engines.errors import EngineUnavailable
+
+    built = build(reference[0], dtype="float32", batch_invariant=True)
+    assert tokens(generate(built, prompts[:2])) == expected[:2]
+    with pytest.raises(EngineUnavailable, match="batch_invariant is not to be had with attention_backend 'torch'"):
+        build(reference[0], attention_backend="torch", batch_invariant=True)
