@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 
 from config.engines import NativeSettings
+from engines.native.build import build_core
 from engines.native.types import AddSequence, TokenParams
 
 pytestmark = [
@@ -45,8 +47,6 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(tiny_model):
-    from engines.native.build import build_core
-
     section = NativeSettings(model=str(tiny_model[0]), max_num_seqs=40, max_num_batched_tokens=256)
     return build_core(section, lambda *_: None)
 
@@ -133,3 +133,92 @@ def test_penalties_and_logprobs_beside_graphs_change_only_their_own_row(built):
     with_logprobs, logprobs, _ = generate(built, prompts, built.core.step_overlapped, logprobs=3, **params)
     assert plain == with_logprobs
     assert all(len(row.top_ids) == 3 for rows in logprobs.values() for row in rows)
+
+
+# --- a real model against the CPU's float32 ---------------------------------------------------------------------------
+
+REAL_PROMPTS = (
+    "Once upon a time, in a small mill by the river,",
+    "The capital of France is",
+    "def fibonacci(n):\n",
+    "Water flows downhill because",
+    "1, 2, 3, 4, 5, 6,",
+)
+LOGPROB_RMS = 0.1  # of bfloat16 activations against float32: root mean square over prompt tokens, in nats
+LOGPROB_WORST = 0.5
+NEAR_TIE = 0.25  # nats: where the two best tokens are this close in float32, bfloat16 may take the other
+
+
+def test_a_real_model_on_the_gpu_is_that_of_float32_on_the_cpu(smollm2_gguf: Path):
+    """SmolLM2-135M: log-probabilities within the tolerances above, greedy tokens equal up to near ties."""
+    from engines.native.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(smollm2_gguf)
+    prompts = [tokenizer.encode(text) for text in REAL_PROMPTS]
+    exact = build_core(NativeSettings(model=str(smollm2_gguf), device="cpu", dtype="float32"), lambda *_: None)
+    rounded = build_core(NativeSettings(model=str(smollm2_gguf), device="cuda", dtype="bfloat16"), lambda *_: None)
+    truth, _, true_scores = generate(exact, prompts, exact.core.step, max_tokens=48, temperature=0.0, prompt_logprobs=0)
+    ours, _, scores = generate(
+        rounded, prompts, rounded.core.step_overlapped, max_tokens=48, temperature=0.0, prompt_logprobs=0
+    )
+    errors = torch.tensor(
+        [a.logprob - b.logprob for i in truth for a, b in zip(scores[i][1:], true_scores[i][1:], strict=True)]
+    )
+    assert errors.square().mean().sqrt() < LOGPROB_RMS
+    assert errors.abs().max() < LOGPROB_WORST
+    for i, prompt in enumerate(prompts):
+        known = prompt + ours[i]
+        _, _, judged = generate(exact, [known], exact.core.step, max_tokens=1, temperature=0.0, prompt_logprobs=1)
+        for row in judged[0][len(prompt) :]:
+            assert row.logprob > row.top_logprobs[0] - NEAR_TIE, "not the best of float32, nor near it"
+
+
+# --- a batch equals its members alone ---------------------------------------------------------------------------------
+
+INVARIANT = {"batch_invariant": True, "block_size": 16, "max_num_seqs": 24, "max_num_batched_tokens": 128}
+PARAMS = {"max_tokens": 40, "temperature": 0.9, "top_p": 0.95, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    shared = random_prompts(1, 1, seed=6)[0] * 70
+    return random_prompts(16, 200, seed=7) + [shared + prompt for prompt in random_prompts(6, 60, seed=8)]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, crowd):
+    """Each prompt by itself, nothing remembered, no step ahead: what every other way must give."""
+    built = build_core(NativeSettings(model=str(tiny_model[0]), prefix_caching=False, **INVARIANT), lambda *_: None)
+    return [generate(built, [prompt], built.core.step, **PARAMS)[0][0] for prompt in crowd]
+
+
+@pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="mixed-steps-and-graphs"),
+        pytest.param({"max_num_batched_tokens": 33}, id="small-chunks"),
+        pytest.param({"kv_cache_memory": "2800KiB", "max_model_len": 400}, id="preemption"),
+    ],
+)
+def test_batch_invariance_gives_a_crowd_what_each_gets_alone(tiny_model, crowd, alone, settings, overlapped):
+    built = build_core(NativeSettings(model=str(tiny_model[0]), **INVARIANT | settings), lambda *_: None)
+    step = built.core.step_overlapped if overlapped else built.core.step
+    together, _, _ = generate(built, crowd, step, **PARAMS)
+    assert list(together.values()) == alone
+    assert (built.core.stats().preemptions > 0) == ("kv_cache_memory" in settings)
+    again, _, _ = generate(built, crowd, step, **PARAMS)  # now from the prefix cache
+    assert list(again.values()) == alone
+    assert built.core.stats().prefix_cache_hit_tokens > 0
+
+
+def test_float32_on_the_gpu_is_float32(tiny_model, references):
+    built = build_core(NativeSettings(model=str(tiny_model[0]), dtype="float32", max_num_seqs=8), lambda *_: None)
+    prompts = random_prompts(6, 300, seed=9)
+    outputs, _, scores = generate(built, prompts, built.core.step, max_tokens=8, temperature=0.0, prompt_logprobs=0)
+    for i, prompt in enumerate(prompts):
+        tokens = prompt + outputs[i]
+        truth = reference_logprobs(references[0], tokens)
+        ours = torch.tensor([row.logprob for row in scores[i][1:]])
+        expected = truth[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+        torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
