@@ -99,8 +99,8 @@ class NativeSettings(EngineSection):
     )
     batch_invariant: bool = Field(
         default=False,
-        description="A request's tokens do not depend, to the bit, on what runs beside it. Always so on CPU (numba); "
-        "on GPU it takes one slower kernel for every batch size (triton).",
+        description="A request's tokens do not depend, to the bit, on what runs beside it, nor on preemption or the "
+        "prefix cache: one kernel for every batch size and for decodes and prompts alike, at some speed.",
     )
     generation_defaults: Literal["model", "openai"] = Field(
         default="model",

@@ -5,8 +5,8 @@
 Dummy weights, a KV cache too small for the crowd (so that requests wait and are preempted), and every way to sample:
 greedy, filtered, penalized, biased, with stop tokens, log-probabilities, marks, several choices of one prompt, common
 prefixes. Every request that was not aborted must bring exactly its tokens; at the end no block and no row is held, and
-device memory is what it was after the warm-up. Where batches are invariant (CPU, --batch-invariant), some requests are
-repeated alone and must bring the same tokens. Exits 1 with the first violation; the last line is JSON.
+device memory is what it was after the warm-up. With --batch-invariant some requests are repeated alone and must bring
+the same tokens. Exits 1 with the first violation; the last line is JSON.
 """
 
 from __future__ import annotations

@@ -108,11 +108,12 @@ def _for_cpu(section: NativeSettings) -> KernelChoice:
 
         dtype = _DTYPES.get(section.dtype, torch.float32)
         return KernelChoice(cast("Ops", reference), "torch", dtype, dtype, dtype, section.block_size or 16)
-    from engines.native.kernels.cpu_ops import CPUOps
+    from engines.native.kernels.cpu_ops import BatchInvariantCPUOps, CPUOps
 
     weight_dtype = _DTYPES.get(section.dtype, torch.bfloat16)
     kv_dtype = torch.float32 if section.dtype == "float32" else torch.bfloat16
-    return KernelChoice(CPUOps(), "numba", torch.float32, weight_dtype, kv_dtype, section.block_size or 16)
+    ops = BatchInvariantCPUOps() if section.batch_invariant else CPUOps()
+    return KernelChoice(ops, "numba", torch.float32, weight_dtype, kv_dtype, section.block_size or 16)
 
 
 def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from engines.native.kernels import cpu_attention, cpu_fused, cpu_linear
 from engines.native.kernels.cpu_linear import PackedWeight
 from engines.native.kernels.ops import Ops
+from engines.native.layers.attention_metadata import AttentionMetadata
 
 
 class CPUOps(Ops):
@@ -30,3 +33,22 @@ class CPUOps(Ops):
     @staticmethod
     def prepare_linear(weight: Tensor) -> PackedWeight:
         return cpu_linear.pack_weight(weight, weight.dtype, bfloat16_products=weight.dtype == torch.bfloat16)
+
+
+class BatchInvariantCPUOps(CPUOps):
+    """One attention for decodes and prompts, so that a token has the same bits in both: products have them anyway.
+
+    Without it a sequence that was preempted, and whose own tokens are recomputed as a prompt, may go on otherwise.
+    """
+
+    @staticmethod
+    def paged_attention(
+        q: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        metadata: AttentionMetadata,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        as_prompts = replace(metadata, num_decodes=0)
+        return cpu_attention.paged_attention(q, key_cache, value_cache, as_prompts, scale, sliding_window)

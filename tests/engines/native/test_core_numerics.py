@@ -167,7 +167,7 @@ def test_a_context_that_the_cache_cannot_hold_is_refused_by_both_numbers(referen
         build(reference[0], dtype="float32", kv_cache_memory="64KiB", max_model_len=200)
 
 
-def test_batch_invariance_is_what_numba_has_anyway_and_torch_cannot_promise(reference, prompts, expected):
+def test_batch_invariance_is_to_be_had_from_numba_and_not_from_torch(reference, prompts, expected):
     from engines.errors import EngineUnavailable
 
     built = build(reference[0], dtype="float32", batch_invariant=True)

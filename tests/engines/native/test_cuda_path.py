@@ -173,45 +173,6 @@ def test_a_real_model_on_the_gpu_is_that_of_float32_on_the_cpu(smollm2_gguf: Pat
             assert row.logprob > row.top_logprobs[0] - NEAR_TIE, "not the best of float32, nor near it"
 
 
-# --- a batch equals its members alone ---------------------------------------------------------------------------------
-
-INVARIANT = {"batch_invariant": True, "block_size": 16, "max_num_seqs": 24, "max_num_batched_tokens": 128}
-PARAMS = {"max_tokens": 40, "temperature": 0.9, "top_p": 0.95, "seed": 5}
-
-
-@pytest.fixture(scope="module")
-def crowd():
-    shared = random_prompts(1, 1, seed=6)[0] * 70
-    return random_prompts(16, 200, seed=7) + [shared + prompt for prompt in random_prompts(6, 60, seed=8)]
-
-
-@pytest.fixture(scope="module")
-def alone(tiny_model, crowd):
-    """Each prompt by itself, nothing remembered, no step ahead: what every other way must give."""
-    built = build_core(NativeSettings(model=str(tiny_model[0]), prefix_caching=False, **INVARIANT), lambda *_: None)
-    return [generate(built, [prompt], built.core.step, **PARAMS)[0][0] for prompt in crowd]
-
-
-@pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({}, id="mixed-steps-and-graphs"),
-        pytest.param({"max_num_batched_tokens": 33}, id="small-chunks"),
-        pytest.param({"kv_cache_memory": "2800KiB", "max_model_len": 400}, id="preemption"),
-    ],
-)
-def test_batch_invariance_gives_a_crowd_what_each_gets_alone(tiny_model, crowd, alone, settings, overlapped):
-    built = build_core(NativeSettings(model=str(tiny_model[0]), **INVARIANT | settings), lambda *_: None)
-    step = built.core.step_overlapped if overlapped else built.core.step
-    together, _, _ = generate(built, crowd, step, **PARAMS)
-    assert list(together.values()) == alone
-    assert (built.core.stats().preemptions > 0) == ("kv_cache_memory" in settings)
-    again, _, _ = generate(built, crowd, step, **PARAMS)  # now from the prefix cache
-    assert list(again.values()) == alone
-    assert built.core.stats().prefix_cache_hit_tokens > 0
-
-
 def test_float32_on_the_gpu_is_float32(tiny_model, references):
     built = build_core(NativeSettings(model=str(tiny_model[0]), dtype="float32", max_num_seqs=8), lambda *_: None)
     prompts = random_prompts(6, 300, seed=9)

@@ -30,7 +30,7 @@ TIGHT = {"load_format": "dummy", "max_num_seqs": 16, "kv_cache_memory": "80KiB",
 
 @pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
 def test_mixed_requests_with_aborts_leave_nothing_behind(overlapped: bool, tmp_path: Path):
-    section = NativeSettings(model=str(tiny_model(tmp_path)), device="cpu", block_size=4, **TIGHT)
+    section = NativeSettings(model=str(tiny_model(tmp_path)), device="cpu", block_size=4, batch_invariant=True, **TIGHT)
     built = dataclasses.replace(build_core(section, lambda *_: None), overlapped=overlapped)
     figures, violations = run_soak(built, num_requests=250, seed=1, num_twins=40)
     assert violations == []
