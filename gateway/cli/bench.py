@@ -111,16 +111,16 @@ class FiguresTable:
         self._say(f"{'whole':14}{f.total_ms:>10.4g}")
 
     def _throughput(self, f: ThroughputFigures) -> None:
+        """79 columns, so that it stands in any terminal."""
         self._head(
-            f"throughput: {f.prompt_tokens} tokens in, {f.output_tokens} out",
-            f"{'at once':>8}{'requests':>10}{'tok/s out':>11}{'limit':>9}{'of limit':>10}{'memory':>8}{'matrices':>10}"
-            f"{'first token ms':>20}{'between tokens ms':>20}",
-            f"{'':66}{'p50 / p99':>20}{'p50 / p99':>20}",
+            f"throughput: {f.prompt_tokens} tokens in, {f.output_tokens} out; times in ms, p50/p99",
+            f"{'at once':>7}{'tok/s out':>10}{'limit':>7}{'of limit':>9}{'memory':>7}{'matrices':>9}"
+            f"{'first token':>15}{'between':>15}",
         )
-        first, between = (f"{s.p50:.4g} / {s.p99:.4g}" for s in (f.first_token_ms, f.inter_token_ms))
+        first, between = (f"{_short(s.p50)}/{_short(s.p99)}" for s in (f.first_token_ms, f.inter_token_ms))
         self._say(
-            f"{f.concurrency:>8}{f.requests:>10}{f.output_tokens_per_s:>11.1f}{f.limit_tokens_per_s:>9.0f}"
-            f"{f.of_limit:>10.0%}{f.shares.bandwidth:>8.0%}{f.shares.matrix:>10.0%}{first:>20}{between:>20}"
+            f"{f.concurrency:>7}{f.output_tokens_per_s:>10.1f}{f.limit_tokens_per_s:>7.0f}{f.of_limit:>9.0%}"
+            f"{f.shares.bandwidth:>7.0%}{f.shares.matrix:>9.0%}{first:>15}{between:>15}"
             + (f"  ({f.preemptions} preemptions)" if f.preemptions else "")
         )
 
@@ -141,6 +141,11 @@ class FiguresTable:
             self._say(f"\n{heading}")
             for line in columns:
                 self._say(line)
+
+
+def _short(milliseconds: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def _native_section(loaded: Loaded) -> NativeSettings:
