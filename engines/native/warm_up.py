@@ -9,7 +9,7 @@ import numpy as np
 from engines.native.core import Runner
 from engines.native.grammar.constraint import TokenMasks
 from engines.native.scheduler import SchedulerLimits
-from engines.native.types import Admission, BatchPlan, TokenParams
+from engines.native.types import GREEN_LIST, SYNTHID, Admission, BatchPlan, TokenParams, Watermark
 
 _GREEDY = TokenParams(max_tokens=1, temperature=0.0)
 _SAMPLED = (
@@ -28,6 +28,8 @@ _SAMPLED = (
         logprobs=1,
         prompt_logprobs=1,
     ),
+    TokenParams(max_tokens=1, watermark=Watermark(GREEN_LIST, 0, 1, threshold=2**31, delta=1.0)),
+    TokenParams(max_tokens=1, top_k=20, watermark=Watermark(SYNTHID, 0, 4, depth=30)),
 )
 _CHUNK = 8  # tokens of a prompt that decodes share their step with
 

@@ -174,10 +174,10 @@ def _choose_ranked(list_ptr, list_ids_ptr, count, largest, inv_temperature, top_
 
 
 @triton.jit
-def _choose_bisected(source, list_ids_ptr, use_list, count, found, vocab, largest, mass, inv_temperature, limit, top_k,
-                     top_p, is_top_p_alone, seed, position, TILE: tl.constexpr, COMPILED: tl.constexpr):  # fmt: skip
-    """The draw from a list or row of any length. found: how many tokens the bound that holds all of top_k lets in."""
-    # Kept: depth < cut, and of those at the cut the `ties` lowest ids. At first everything within min-p.
+def _find_kept(source, list_ids_ptr, use_list, count, found, vocab, largest, mass, inv_temperature, limit, top_k,
+               top_p, is_top_p_alone, TILE: tl.constexpr):  # fmt: skip
+    """(cut, ties): kept are the tokens of depth below `cut`, and of those exactly there the `ties` lowest ids."""
+    # At first everything within min-p.
     cut, ties, kept_mass = limit, vocab, mass
     if not is_top_p_alone:
         kept_mass, cut = _mass_before(limit, count, source, list_ids_ptr, use_list, largest, inv_temperature, TILE)
@@ -197,7 +197,27 @@ def _choose_bisected(source, list_ids_ptr, use_list, count, found, vocab, larges
         p_ties = tl.maximum(tl.ceil((target - before) / tl.exp(-p_cut)), 1.0).to(tl.int32)
         ties = tl.where(p_cut == cut, tl.minimum(ties, p_ties), p_ties)
         cut = p_cut
+    return cut, ties
 
+
+@triton.jit
+def find_kept(row_ptr, vocab, largest, inv_temperature, top_k, top_p, min_p, TILE: tl.constexpr):
+    """(cut, ties) of what min-p, then top-k, then top-p keep of a whole row, whatever its distribution."""
+    limit = _DEEPEST
+    if min_p > 0.0:
+        limit = tl.minimum(_DEEPEST, -tl.log(min_p))
+    if top_k >= vocab:
+        top_k = 0
+    return _find_kept(row_ptr, row_ptr.to(tl.pointer_type(tl.int32)), False, vocab, vocab, vocab, largest, 0.0,
+                      inv_temperature, limit, top_k, top_p, False, TILE)  # fmt: skip
+
+
+@triton.jit
+def _choose_bisected(source, list_ids_ptr, use_list, count, found, vocab, largest, mass, inv_temperature, limit, top_k,
+                     top_p, is_top_p_alone, seed, position, TILE: tl.constexpr, COMPILED: tl.constexpr):  # fmt: skip
+    """The draw from a list or row of any length. found: how many tokens the bound that holds all of top_k lets in."""
+    cut, ties = _find_kept(source, list_ids_ptr, use_list, count, found, vocab, largest, mass, inv_temperature, limit,
+                           top_k, top_p, is_top_p_alone, TILE)  # fmt: skip
     best, best_id = float("-inf"), 0
     seen = 0
     for start in range(0, count, TILE):

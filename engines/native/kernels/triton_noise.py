@@ -11,7 +11,7 @@ from triton.language.extra import libdevice
 
 
 @triton.jit
-def _mix(h):
+def mix(h):
     h = h ^ (h >> 16)
     h = h * 0x85EBCA6B
     h = h ^ (h >> 13)
@@ -24,9 +24,9 @@ def _noise_key(seed, position, INIT: tl.constexpr):
     """seed, position: int64 scalars. The words are those of sampling/noise.py, in wrapping uint32."""
     low = (seed & 0xFFFFFFFF).to(tl.uint32)
     high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    h = _mix(low ^ INIT)
-    h = _mix(h * 5 + high)
-    return _mix(h * 5 + (position & 0xFFFFFFFF).to(tl.uint32))
+    h = mix(low ^ INIT)
+    h = mix(h * 5 + high)
+    return mix(h * 5 + (position & 0xFFFFFFFF).to(tl.uint32))
 
 
 @triton.jit
@@ -39,11 +39,17 @@ def _log(x, COMPILED: tl.constexpr):
 
 
 @triton.jit
-def gumbel(token_ids, seed, position, COMPILED: tl.constexpr):
-    """sampling.noise.gumbel_noise of one row: token_ids int32, float32 result."""
+def random_bits(token_ids, seed, position):
+    """sampling.noise.random_bits of one row, uint32: token_ids int32; seed, position int64 scalars."""
     key_a = _noise_key(seed, position, 0x243F6A88)
     key_b = _noise_key(seed, position, 0x85A308D3)
-    bits = _mix(_mix((token_ids.to(tl.uint32) * 0x9E3779B1) ^ key_a) ^ key_b)
+    return mix(mix((token_ids.to(tl.uint32) * 0x9E3779B1) ^ key_a) ^ key_b)
+
+
+@triton.jit
+def gumbel(token_ids, seed, position, COMPILED: tl.constexpr):
+    """sampling.noise.gumbel_noise of one row: token_ids int32, float32 result."""
+    bits = random_bits(token_ids, seed, position)
     u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994)
     # -log1p(-u): where 1 - u would round, by its series, whose next term is below 1e-9 of the sum.
     series = u * (1.0 + u * (0.5 + u * (0.33333333 + u * (0.25 + u * (0.2 + u * 0.16666667)))))

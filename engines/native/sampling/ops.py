@@ -110,6 +110,14 @@ def _numba_ops() -> SamplingOps:
 
 
 def _triton_ops() -> SamplingOps:
-    from engines.native.kernels import triton_mask, triton_sampler
+    from engines.native.kernels import triton_mask, triton_sampler, triton_watermark
 
-    return replace(TORCH_OPS, sample_core=triton_sampler.sample_core, mask_tokens=triton_mask.mask_tokens)
+    return replace(
+        TORCH_OPS,
+        sample_core=triton_sampler.sample_core,
+        mask_tokens=triton_mask.mask_tokens,
+        mask_filtered=triton_watermark.mask_filtered,
+        mark_tokens=triton_watermark.mark_tokens,
+        fresh_contexts=triton_watermark.fresh_contexts,
+        compete=triton_watermark.compete,
+    )

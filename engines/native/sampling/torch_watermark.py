@@ -16,6 +16,7 @@ from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL
 from engines.native.watermark import prf
 
 ROUND_LAYERS = 10  # layers of a tournament that are played at a time
+VANISHED = 1e-300  # growth of a class whose rivals had all the mass
 _WORD = 0xFFFFFFFF
 _MASS_UNIT = 2.0**32  # the likeliest token's weight, in units of which masses are summed exactly
 
@@ -158,7 +159,7 @@ def play_round(sums: Tensor, layers: Tensor) -> Tensor:
         factor = torch.where((layers > layer)[:, None], factor, 1.0)
         masses = masses * factor
         growth = growth * factor
-    return growth.clamp_(min=0.0).log().float()
+    return growth.clamp_(min=VANISHED).log().float()
 
 
 def _context(token_table: Tensor, rows: Tensor, lengths: Tensor, marked: MarkedRows) -> Tensor:

@@ -19,6 +19,7 @@ from triton.runtime import driver
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
 from engines.native.grammar.constraint import TokenMasks
+from engines.native.kernels import triton_watermark
 from engines.native.kernels.triton_mask import mask_tokens
 from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 from engines.native.kernels.triton_sampler import sample_core
@@ -28,11 +29,11 @@ from engines.native.model_runner import ModelRunner
 from engines.native.models.hf_config import config_from_hf
 from engines.native.models.llama import LlamaForCausalLM
 from engines.native.row_state import RowState
-from engines.native.sampling.ops import TORCH_OPS, SamplingOps
+from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import SamplingState
 from engines.native.scheduler import SchedulerLimits
-from engines.native.types import Admission, BatchPlan, TokenParams
+from engines.native.types import GREEN_LIST_SELF, GUMBEL, SYNTHID, Admission, BatchPlan, TokenParams, Watermark
 from engines.native.warm_up import warm_up
 
 MAX_ROWS, MAX_LEN, BLOCK_SIZE = 80, 300, 16
@@ -59,6 +60,9 @@ PARAMS = (
     TokenParams(max_tokens=1, top_p=0.5),
     TokenParams(max_tokens=1, min_p=0.1, top_k=3),
     TokenParams(max_tokens=1, temperature=0.0, repetition_penalty=1.5, logprobs=2, prompt_logprobs=1),
+    TokenParams(max_tokens=1, top_p=0.5, watermark=Watermark(GREEN_LIST_SELF, 5, 3, threshold=7, delta=1.5)),
+    TokenParams(max_tokens=1, watermark=Watermark(GUMBEL, 5, 4)),
+    TokenParams(max_tokens=1, min_p=0.1, watermark=Watermark(SYNTHID, 5, 4, depth=12)),
 )
 
 
@@ -120,7 +124,14 @@ def main() -> None:
     cache = KVCache(shape, 4, device)
     rows = RowState(MAX_ROWS, MAX_LEN, BLOCK_SIZE, device)
     sampling = SamplingState(MAX_ROWS + 1, config.vocab_size, device)
-    ops = SamplingOps(TORCH_OPS.greedy, sample_core, TORCH_OPS.mask_typical, mask_tokens)
+    ops = SamplingOps(
+        sample_core=sample_core,
+        mask_tokens=mask_tokens,
+        mask_filtered=triton_watermark.mask_filtered,
+        mark_tokens=triton_watermark.mark_tokens,
+        fresh_contexts=triton_watermark.fresh_contexts,
+        compete=triton_watermark.compete,
+    )
     graph_context = GraphContext(model, cache, rows, sampling, ops)
     graphs, chunk_graphs = DecodeGraphs(graph_context), ChunkGraphs(graph_context)
     runner = ModelRunner(model, cache, rows, Sampler(sampling, ops), graphs)
