@@ -6,7 +6,7 @@ none are named.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -81,6 +81,7 @@ class DetectRequest(WatermarkFields):
     tokens: (
         Annotated[list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]], Field(min_length=1, fail_fast=True)] | None
     ) = None
+    lists: Literal["headrace", "tgi"] | None = None
     false_positive_rate: float | None = Field(default=None, gt=0, lt=1)
     return_tokens: bool | None = None
 
@@ -126,7 +127,7 @@ def parse_detect(body: bytes) -> DetectCall:
     return DetectCall(
         request.model,
         content,
-        request.params(),
+        replace(request.params(), lists=request.lists),
         DEFAULT_FALSE_POSITIVE_RATE if rate is None else rate,
         request.return_tokens is not False,
     )

@@ -64,6 +64,7 @@ class WatermarkParams:
     context_width: int | None = None  # tokens before the marked one that its mark depends on
     self_hash: bool | None = None  # green_list: whether it depends on the marked token as well
     depth: int | None = None  # synthid: layers of the tournament
+    lists: Literal["headrace", "tgi"] | None = None  # green_list, in detection only: whose lists the text was made with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The command line: `headrace serve | launch | chat | bench | config | version`.
+"""The command line: `headrace serve | launch | chat | bench | config | watermark | version`.
 
 Parses, reads the settings once, and hands over to `gateway/cli/`. Parts are imported when a command needs them, so that
 `--help` is quick and `chat` does not load a server.
@@ -97,6 +97,18 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--example", action="store_true", help="Print a TOML file with every setting instead.")
     config.usage = "headrace config [--example] [MODEL] [--SETTING VALUE ...]"
     add_settings(config)
+    watermark = _command(commands, "watermark", _watermark, "Look for a watermark in a text, with a running server.")
+    watermark.add_argument("action", choices=["detect"], help="detect: how surely FILE carries a watermark.")
+    watermark.add_argument(
+        "file", metavar="FILE", help="The text, without the prompt that led to it. -: standard input."
+    )
+    watermark.add_argument("--url", default="http://127.0.0.1:8080/v1", help="Base URL of the server. [%(default)s]")
+    watermark.add_argument("--model", metavar="NAME", help="Default: the first model that the server lists.")
+    watermark.add_argument("--scheme", choices=["green_list", "gumbel", "synthid"], help="Default: the server's.")
+    watermark.add_argument("--key-file", metavar="FILE", help="File that holds the key. Default: the server's own key.")
+    watermark.add_argument("--false-positive-rate", type=float, metavar="X", help="For the verdict. [1e-4]")
+    watermark.add_argument("--api-key", metavar="TEXT", help="Bearer token, if the server wants one.")
+    watermark.add_argument("--json", action="store_true", help="Print the server's answer as it is.")
     _command(commands, "version", _version, "Print the version.")
     return parser
 
@@ -154,6 +166,24 @@ def _bench(arguments: argparse.Namespace) -> int:
     from gateway.cli.bench import bench
 
     return bench(loaded, wanted)
+
+
+def _watermark(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from gateway.cli.watermark import DetectOptions, detect
+
+    options = DetectOptions(
+        file=arguments.file,
+        url=arguments.url,
+        model=arguments.model,
+        scheme=arguments.scheme,
+        key_file=arguments.key_file,
+        false_positive_rate=arguments.false_positive_rate,
+        api_key=arguments.api_key,
+        as_json=arguments.json,
+    )
+    return detect(options, Console())
 
 
 def _config(arguments: argparse.Namespace) -> int:

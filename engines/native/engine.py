@@ -41,8 +41,7 @@ from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params
 from engines.native.tokenizer import Tokenizer, valid_text
 from engines.native.types import AddSequence, Ready
-from engines.native.watermark.detect import MAX_DETECTION_TOKENS, detect
-from engines.native.watermark.resolve import requested, resolve, scheme_of
+from engines.native.watermark.resolve import detector, requested, scheme_of
 from engines.native.weights import no_progress
 from engines.native.weights.resolve import resolve_model
 
@@ -211,17 +210,17 @@ class NativeEngine:
         watermark: WatermarkParams,
     ) -> WatermarkReport:
         ready = self._require_ready()
-        resolved = resolve(watermark, self._section)
+        test = detector(watermark, self._section, ready.vocab_size)
         token_ids = await self._encode(content)
         field = "text" if isinstance(content, TextPrompt) else "tokens"
-        if len(token_ids) > MAX_DETECTION_TOKENS:
+        if len(token_ids) > test.max_tokens:
             raise InvalidRequest(
-                f"{field}: at most {MAX_DETECTION_TOKENS} tokens can be tested at once, and it has {len(token_ids)}.",
+                f"{field}: at most {test.max_tokens} tokens can be tested at once, and it has {len(token_ids)}.",
                 field=field,
             )
         check_token_ids(token_ids, ready, field)
         in_thread = asyncio.get_running_loop().run_in_executor
-        found = await in_thread(self._threads, detect, token_ids, resolved)
+        found = await in_thread(self._threads, test.run, token_ids)
         return WatermarkReport(
             scheme=scheme_of(watermark, self._section),
             num_tokens_scored=found.num_tokens_scored,

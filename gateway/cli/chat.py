@@ -65,7 +65,7 @@ class Conversation:
             with self.client.stream("POST", "chat/completions", json=body) as response:
                 if response.is_error:
                     response.read()
-                    raise ChatError(_error_message(response.text, response.status_code))
+                    raise ChatError(error_message(response.text, response.status_code))
                 for line in response.iter_lines():
                     data = line.removeprefix("data:").strip()
                     if line.startswith("data:") and data != "[DONE]":
@@ -77,13 +77,13 @@ class Conversation:
 def _text_of(data: str) -> Iterator[str]:
     chunk = json.loads(data)
     if "error" in chunk:
-        raise ChatError(_error_message(data, 0))
+        raise ChatError(error_message(data, 0))
     for choice in chunk["choices"]:
         if text := choice["delta"].get("content"):
             yield text
 
 
-def _error_message(body: str, status: int) -> str:
+def error_message(body: str, status: int) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -112,7 +112,7 @@ def _first_model(client: httpx.Client, url: str) -> str:
     try:
         response = client.get("models")
         if response.is_error:
-            raise ChatError(_error_message(response.text, response.status_code))
+            raise ChatError(error_message(response.text, response.status_code))
         return str(response.json()["data"][0]["id"])
     except httpx.HTTPError as error:
         raise ChatError(f"no server answers at {url}; start one with: headrace serve") from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, Watermark
 from engines.native.watermark import prf, tails
 
-MAX_DETECTION_TOKENS = 100_000  # of one text: a second or two of hashing
+MAX_TOKENS = 100_000  # of one text: a second or two of hashing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from config.engines import NativeSettings
 from engines.api import WatermarkParams, WatermarkScheme
 from engines.errors import InvalidRequest
 from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, Watermark
+from engines.native.watermark.detect import MAX_TOKENS, Detection, detect
 from engines.native.watermark.prf import secret_to_key
 
 PUBLIC_KEY = "15485863"  # TGI's hash key: known to everyone, so it proves nothing to anyone
@@ -56,6 +59,40 @@ def resolve(asked: WatermarkParams, section: NativeSettings, *, path: str = "") 
         delta=section.watermark_delta if asked.delta is None else asked.delta,
         depth=(asked.depth or section.watermark_depth) if scheme == "synthid" else 0,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A test that is ready to run, which takes a moment per token. max_tokens: of one text."""
+
+    run: Callable[[Sequence[int]], Detection]
+    max_tokens: int
+
+
+def detector(asked: WatermarkParams, section: NativeSettings, vocab_size: int) -> Detector:
+    """What looks for the mark that `asked` describes, of a model with `vocab_size` logits. Raises InvalidRequest."""
+    if asked.lists != "tgi":
+        return Detector(partial(detect, watermark=resolve(asked, section)), MAX_TOKENS)
+    hash_key = tgi_hash_key(asked, section)
+    share = section.watermark_gamma if asked.gamma is None else asked.gamma
+    from engines.native.watermark import torch_lists  # imports numpy, which nothing else here needs
+
+    return Detector(
+        partial(torch_lists.detect, hash_key=hash_key, share=share, vocab_size=vocab_size), torch_lists.MAX_TOKENS
+    )
+
+
+def tgi_hash_key(asked: WatermarkParams, section: NativeSettings) -> int:
+    """The key of TGI's lists, which is a number. Raises InvalidRequest for what TGI cannot have marked with."""
+    for name in ("context_width", "self_hash", "delta", "depth"):
+        if getattr(asked, name) is not None:
+            raise InvalidRequest(f"{name}: with lists tgi it cannot be chosen.", field=name)
+    if scheme_of(asked, section) != "green_list":
+        raise InvalidRequest("lists: tgi marks by green_list alone; ask for that scheme.", field="lists")
+    key = asked.key or PUBLIC_KEY
+    if not (key.isascii() and key.isdigit() and len(key) <= 20):
+        raise InvalidRequest("key: with lists tgi it is TGI's hash key, a number.", field="key")
+    return int(key)
 
 
 def _code(scheme: WatermarkScheme, self_hash: bool) -> int:
