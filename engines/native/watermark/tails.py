@@ -64,7 +64,7 @@ def weighted_coins_tail(total: int, coins: Mapping[int, int]) -> float:
             exp(K(theta + it) - K(theta) - it total) / (1 - exp(-(theta + it)))
 
     taken near the saddle point, where nothing cancels, by a trapezoid sum, which for a periodic function errs only by
-    what is `nodes` steps away from `total`.
+    what is `nodes` steps away from `total`. Most of the nodes count for nothing and are skipped.
     """
     largest = sum(weight * count for weight, count in coins.items())
     if total <= 0:
@@ -74,22 +74,31 @@ def weighted_coins_tail(total: int, coins: Mapping[int, int]) -> float:
     if 2 * total <= largest:  # the distribution is symmetric
         return 1.0 - weighted_coins_tail(largest - total + 1, coins)
     deviation = math.sqrt(sum(weight * weight * count for weight, count in coins.items())) / 2
-    theta = max(_saddle(total, coins), 0.1 / deviation)
+    theta = max(_saddle(total, coins), 2 / deviation)
     log_scale = sum(count * _log_mean_exp(weight * theta) for weight, count in coins.items()) - theta * total
     nodes = math.ceil(min(largest + 40 / theta, max(24 * deviation, (40 - log_scale) / theta))) + 2
-    integral = 0.0
-    for node in range(nodes // 2 + 1):
+    integral, node = 0.0, 0
+    while 2 * node <= nodes:
         angle = 2 * math.pi * node / nodes
-        log_size = sum(
-            count * math.log(max(_relative_size(weight, theta, angle), 1e-300)) for weight, count in coins.items()
-        )
-        if log_size < -45:
-            if nodes > 20_000:  # so many coins that no later node can matter again
-                break
+        weight = _vanishing_by(coins, theta, angle)
+        if weight is not None:  # and so does everything as far as pi / weight
+            node = max(node + 1, nodes // (2 * weight))
             continue
         value = _integrand(total, coins, theta, angle)
         integral += value if node in (0, nodes - node) else 2 * value
+        node += 1
     return min(math.exp(log_scale) * integral / nodes, 1.0)
+
+
+def _vanishing_by(coins: Mapping[int, int], theta: float, angle: float) -> int | None:
+    """The least weight such that it and the smaller ones make the integrand less than e**-45 at `angle`, None if all
+    together do not. The size that a weight w contributes falls until pi / w."""
+    log_size = 0.0
+    for weight in sorted(coins):
+        log_size += coins[weight] * math.log(max(_relative_size(weight, theta, angle), 1e-300))
+        if log_size < -45:
+            return weight
+    return None
 
 
 def _log_mean_exp(exponent: float) -> float:
