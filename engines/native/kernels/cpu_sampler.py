@@ -48,24 +48,24 @@ def sample_core(
         positions.numpy(),
         token_ids.numpy(),
     )
-    _share_rows(batch, lambda first, step: _sample_rows(*arrays, first, step))
+    share_rows(batch, lambda first, step: _sample_rows(*arrays, first, step))
     return token_ids
 
 
 def mask_typical(logits: Tensor, at: Tensor, temperature: Tensor, min_p: Tensor, typical_p: Tensor) -> None:
     """As torch_core.mask_typical; all tensors contiguous."""
     arrays = (logits.numpy(), at.numpy(), temperature.numpy(), min_p.numpy(), typical_p.numpy())
-    _share_rows(at.shape[0], lambda first, step: _mask_typical_rows(*arrays, first, step))
+    share_rows(at.shape[0], lambda first, step: _mask_typical_rows(*arrays, first, step))
 
 
 def mask_tokens(logits: Tensor, at: Tensor, bits: Tensor) -> None:
     """As torch_core.mask_tokens, float32 alone; all tensors contiguous."""
     floor = np.float32(banned_floor(logits.dtype))
     arrays = (logits.numpy(), at.numpy(), bits.numpy(), floor)
-    _share_rows(at.shape[0], lambda first, step: _mask_token_rows(*arrays, first, step))
+    share_rows(at.shape[0], lambda first, step: _mask_token_rows(*arrays, first, step))
 
 
-def _share_rows(batch: int, run: Callable[[int, int], None]) -> None:
+def share_rows(batch: int, run: Callable[[int, int], None]) -> None:
     """run(first, step) on as many threads as torch uses, the caller's among them.
 
     Threads of our own rather than numba's parallel loops: those double the time to compile, and their default backend

@@ -199,7 +199,7 @@ def _top_p_limit(vocab, top_p, mass):
 
 
 @_helper(inline="always")
-def _mix(h):
+def mix(h):
     h = _u32(h ^ (h >> _u32(16)))
     h = _u32(h * _u32(0x85EBCA6B))
     h = _u32(h ^ (h >> _u32(13)))
@@ -208,15 +208,15 @@ def _mix(h):
 
 
 @_helper()
-def _noise_key(seed, position, init):
-    h = _mix(_u32(init ^ _u32(seed)))
-    h = _mix(_u32(h * _u32(5) + _u32(seed >> 32)))
-    return _mix(_u32(h * _u32(5) + _u32(position)))
+def noise_key(seed, position, init):
+    h = mix(_u32(init ^ _u32(seed)))
+    h = mix(_u32(h * _u32(5) + _u32(seed >> 32)))
+    return mix(_u32(h * _u32(5) + _u32(position)))
 
 
 @_helper(inline="always")
-def _random_bits(token_id, key_a, key_b):
-    return _mix(_u32(_mix(_u32(_u32(_u32(token_id) * _u32(0x9E3779B1)) ^ key_a)) ^ key_b))
+def random_bits(token_id, key_a, key_b):
+    return mix(_u32(mix(_u32(_u32(_u32(token_id) * _u32(0x9E3779B1)) ^ key_a)) ^ key_b))
 
 
 @_helper()
@@ -233,7 +233,7 @@ def _score_bounds(depths, ids, key_a, key_b, bounds):
     of y's bits, scaled. u = y / 2**32.
     """
     for i in range(depths.size):
-        y = _f32(_random_bits(ids[i], key_a, key_b)) + _f32(0.5)
+        y = _f32(random_bits(ids[i], key_a, key_b)) + _f32(0.5)
         log2_y = _f32(np.float32(y).view(np.int32)) * _f32(2.0**-23) - _f32(127.0)
         bounds[i] = (_f32(32.0) - log2_y) * _LN2 - depths[i] + _BOUND_SLACK
 
@@ -241,13 +241,13 @@ def _score_bounds(depths, ids, key_a, key_b, bounds):
 @_helper()
 def _draw(depths, ids, seed, position, bounds):
     """The entry with the largest gumbel - depth, as a token id; `bounds` is scratch. 0 when there is no entry."""
-    key_a = _noise_key(seed, position, _u32(0x243F6A88))
-    key_b = _noise_key(seed, position, _u32(0x85A308D3))
+    key_a = noise_key(seed, position, _u32(0x243F6A88))
+    key_b = noise_key(seed, position, _u32(0x85A308D3))
     _score_bounds(depths, ids, key_a, key_b, bounds)
     best_score, best_id = _f32(-np.inf), _i32(0)
     for i in range(depths.size):
         if bounds[i] >= best_score:
-            score = _gumbel(_random_bits(ids[i], key_a, key_b)) - depths[i]
+            score = _gumbel(random_bits(ids[i], key_a, key_b)) - depths[i]
             if score > best_score:
                 best_score, best_id = score, ids[i]
     return best_id

@@ -104,9 +104,16 @@ def sampling_ops(device: torch.device) -> SamplingOps:
 
 
 def _numba_ops() -> SamplingOps:
-    from engines.native.kernels import cpu_sampler
+    from engines.native.kernels import cpu_sampler, cpu_watermark
 
-    return SamplingOps(cpu_sampler.greedy, cpu_sampler.sample_core, cpu_sampler.mask_typical, cpu_sampler.mask_tokens)
+    return replace(
+        TORCH_OPS,
+        greedy=cpu_sampler.greedy,
+        sample_core=cpu_sampler.sample_core,
+        mask_typical=cpu_sampler.mask_typical,
+        mask_tokens=cpu_sampler.mask_tokens,
+        mark_tokens=cpu_watermark.mark_tokens,
+    )
 
 
 def _triton_ops() -> SamplingOps:

@@ -86,11 +86,29 @@ def mark_tokens(
     for scheme, bits_of in ((GREEN_LIST, _list_bits), (GREEN_LIST_SELF, _self_hash_bits)):
         green = marked.of(scheme)
         if green is not None:
-            context = _context(token_table, rows, lengths, green)
+            keys = green_keys(token_table, rows, lengths, green)
             whole = (lengths[green.at] >= green.widths)[:, None]
-            bits = bits_of(green, context, torch.arange(logits.shape[1], device=logits.device))
+            bits = bits_of(green, keys, torch.arange(logits.shape[1], device=logits.device))
             bias = torch.where((bits < green.thresholds[:, None]) & whole, green.deltas[:, None], 0.0)
             logits.index_add_(0, green.at, bias)
+    key_noise(token_table, rows, lengths, marked, seeds, positions)
+
+
+def green_keys(token_table: Tensor, rows: Tensor, lengths: Tensor, green: MarkedRows) -> Tensor:
+    """What green rows of one scheme hash a candidate with, [n, k] int64: the context's key (k = 1), or with self-hash
+    a key for each token of the context, the last token's first."""
+    context = _context(token_table, rows, lengths, green)
+    if green.schemes[0] != GREEN_LIST_SELF:
+        return _context_keys(green.keys, context, green.widths)[:, None]
+    one = torch.ones_like(green.widths)
+    keys = [_context_keys(green.keys, context[:, -back, None], one) for back in range(1, green.max_width + 1)]
+    return torch.stack(keys, dim=1)
+
+
+def key_noise(
+    token_table: Tensor, rows: Tensor, lengths: Tensor, marked: MarkedRows, seeds: Tensor, positions: Tensor
+) -> None:
+    """The part of mark_tokens that is Gumbel-max."""
     gumbel = marked.of(GUMBEL)
     if gumbel is not None:
         keys, is_fresh = fresh_contexts(token_table, rows, lengths, gumbel)
@@ -185,18 +203,18 @@ def _fold(keys: Tensor, context: Tensor, widths: Tensor, init: int) -> Tensor:
     return hashed
 
 
-def _list_bits(marked: MarkedRows, context: Tensor, token_ids: Tensor) -> Tensor:
+def _list_bits(green: MarkedRows, keys: Tensor, token_ids: Tensor) -> Tensor:
     """[n, V] int64 in [0, 2**32)."""
-    return _green_bits(_context_keys(marked.keys, context, marked.widths), token_ids)
+    del green
+    return _green_bits(keys[:, 0], token_ids)
 
 
-def _self_hash_bits(marked: MarkedRows, context: Tensor, token_ids: Tensor) -> Tensor:
+def _self_hash_bits(green: MarkedRows, keys: Tensor, token_ids: Tensor) -> Tensor:
     """prf.self_hash_bits for every token."""
-    smallest = torch.full((len(marked.at), len(token_ids)), _WORD, dtype=torch.int64, device=context.device)
-    for back in range(1, marked.max_width + 1):
-        one = torch.ones_like(marked.widths)
-        bits = _green_bits(_context_keys(marked.keys, context[:, -back, None], one), token_ids)
-        smallest = torch.where((back <= marked.widths)[:, None], smallest.minimum(bits), smallest)
+    smallest = _green_bits(keys[:, 0], token_ids)
+    for back in range(2, keys.shape[1] + 1):
+        bits = _green_bits(keys[:, back - 1], token_ids)
+        smallest = torch.where((back <= green.widths)[:, None], smallest.minimum(bits), smallest)
     return mix((smallest * prf.SELF_HASH_MULTIPLIER) & _WORD)
 
 

@@ -13,11 +13,11 @@ from transformers.generation.logits_process import SynthIDTextWatermarkLogitsPro
 
 from engines.native.sampling import torch_watermark
 from engines.native.sampling.noise import random_bits
-from engines.native.sampling.ops import TORCH_OPS, SamplingOps
+from engines.native.sampling.ops import TORCH_OPS, SamplingOps, sampling_ops
 from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, TokenParams, Watermark
 from engines.native.watermark import prf
 from engines.native.watermark.detect import detect
-from tests.engines.native.sampling.batches import Known, read_back, sample_batch
+from tests.engines.native.sampling.batches import CPU, Known, read_back, sample_batch
 
 VOCAB = 300
 KEY = 0x1234_5678_9ABC_DEF0
@@ -64,6 +64,24 @@ def test_green_tokens_are_those_of_the_hash(mark: Watermark) -> None:
         table = torch.tensor([[*prompt, *output, 0]], dtype=torch.int32)
         torch_watermark.mark_tokens(bias, table, rows, torch.tensor([5]), of_mark, rows.clone(), rows.clone())
         assert bool(bias[0, token_id] == 2.0) == (bits < mark.threshold)
+
+
+def test_the_compiled_lists_are_the_plain_ones() -> None:
+    marks = [GREEN, SELF_HASH, msgspec.structs.replace(GREEN, context_width=3, threshold=2**29), AARONSON] * 2
+    ints = torch.tensor(
+        [[i, mark.scheme, mark.key, mark.context_width, 1, mark.threshold] for i, mark in enumerate(marks)]
+    ).T.contiguous()
+    of_marks = torch_watermark.MarkedRows(ints, torch.arange(8) + 1.0, [mark.scheme for mark in marks], 4)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(0, VOCAB, (8, 20), generator=generator, dtype=torch.int32)
+    lengths, rows = torch.tensor([2, 2, 2, 2, 9, 9, 9, 9]), torch.arange(8).flip(0)
+    outputs = []
+    for mark_tokens in (TORCH_OPS.mark_tokens, sampling_ops(CPU).mark_tokens):
+        logits, seeds, positions = torch.stack([some_logits(i) for i in range(8)]), rows.clone(), lengths.clone()
+        mark_tokens(logits, table, rows, lengths, of_marks, seeds, positions)
+        outputs.append((logits, seeds, positions))
+    for plain, compiled in zip(*outputs, strict=True):
+        assert torch.equal(plain, compiled)
 
 
 def test_gumbel_draws_the_token_whose_bits_are_least_for_its_probability(ops: SamplingOps) -> None:
