@@ -18,9 +18,11 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from config.engines import NativeSettings
@@ -29,9 +31,10 @@ from engines.native.engine import NativeEngine
 from engines.native.sampling.ops import sampling_ops
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import SamplingState
-from engines.native.types import TokenParams, Watermark
+from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, TokenParams, Watermark
 from engines.native.watermark.detect import Detection, detect
 from engines.native.watermark.resolve import resolve
+from engines.native.watermark.tails import binomial_tail
 
 RATE = 1e-4
 NUM_TOKENS = 200
@@ -126,30 +129,48 @@ def run_synthetic(texts_each: int) -> Iterator[dict[str, Any]]:
 
 
 def run_unmarked(num_texts: int) -> Iterator[dict[str, Any]]:
-    """Words by Zipf's law, and loops among them: every tenth text repeats one passage."""
+    """Words by Zipf's law, and loops among them: every tenth text repeats one passage. Each has keys of its own."""
     rng = random.Random(0)
     weights = [1 / (rank + 2.7) for rank in range(VOCAB)]
-    positives = {(name, rate): 0 for name in MARKS for rate in (0.05, 0.01, 1e-3, RATE)}
+    cases = [(name, rate) for name in MARKS for rate in (0.05, 0.01, 1e-3, RATE)]
+    positives, attainable = dict.fromkeys(cases, 0), dict.fromkeys(cases, 0.0)
     for i in range(num_texts):
         text = rng.choices(range(VOCAB), weights, k=NUM_TOKENS)
         if i % 10 == 0:
             text = (text[: 5 + i % 40] * NUM_TOKENS)[:NUM_TOKENS]
-        for name, mark in MARKS.items():
-            keyed = Watermark(mark.scheme, rng.getrandbits(64), mark.context_width, mark.threshold, depth=mark.depth)
-            p_value = detect(text, keyed).p_value
-            for rate in (0.05, 0.01, 1e-3, RATE):
-                positives[name, rate] += p_value <= rate
+        keyed = {name: msgspec.structs.replace(mark, key=rng.getrandbits(64)) for name, mark in MARKS.items()}
+        found = {name: detect(text, mark) for name, mark in keyed.items()}
+        for name, rate in cases:
+            positives[name, rate] += found[name].p_value <= rate
+            attainable[name, rate] += attainable_rate(MARKS[name], found[name].num_tokens_scored, rate)
     for (name, rate), count in positives.items():
-        deviation = math.sqrt(num_texts * rate * (1 - rate))
+        expected = attainable[name, rate]
         yield report(
             "unmarked",
             scheme=name,
             texts=num_texts,
             nominal=rate,
+            attainable=expected / num_texts,
             measured=count / num_texts,
-            # 99.9 %; the tests are exact but discrete, so fewer than nominal is no fault
-            within=count <= num_texts * rate + 3.1 * deviation + 1,
+            within_99=poisson_binomial_within(count, expected),
         )
+
+
+@cache
+def attainable_rate(mark: Watermark, num_scored: int, rate: float) -> float:
+    """The largest p-value up to `rate` that so many tokens can have: few green tokens are few possible counts."""
+    if mark.scheme not in (GREEN_LIST, GREEN_LIST_SELF):
+        return rate
+    share = mark.threshold / 2**32
+    tails = (binomial_tail(count, num_scored, share) for count in range(num_scored + 2))
+    return next(tail for tail in tails if tail <= rate)
+
+
+def poisson_binomial_within(count: int, expected: float) -> bool:
+    """Whether a sum of rare events of that mean is within its central 99 %, as a Poisson variable's is."""
+    below = sum(math.exp(k * math.log(expected) - expected - math.lgamma(k + 1)) for k in range(count + 1))
+    at = math.exp(count * math.log(expected) - expected - math.lgamma(count + 1))
+    return below > 0.005 and 1 - below + at > 0.005
 
 
 # --- what is left of the distribution ---------------------------------------------------------------------------------

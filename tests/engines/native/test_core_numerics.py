@@ -10,7 +10,17 @@ import torch
 
 from config.engines import NativeSettings
 from engines.native.build import BuiltCore, build_core
-from engines.native.types import AddSequence, TokenOutput, TokenParams
+from engines.native.types import (
+    GREEN_LIST,
+    GREEN_LIST_SELF,
+    GUMBEL,
+    SYNTHID,
+    AddSequence,
+    TokenOutput,
+    TokenParams,
+    Watermark,
+)
+from engines.native.watermark.detect import detect
 
 VOCAB = 320
 NUM_TOKENS = 24
@@ -139,6 +149,32 @@ def test_a_seeded_request_gets_the_same_tokens_alone_and_under_load(reference, p
     alone = [tokens(generate(built, [prompt], **params))[0] for prompt in prompts]
     assert together == alone
     assert tokens(generate(built, prompts, **{**params, "seed": 12})) != together
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        Watermark(GREEN_LIST, 9, 1, threshold=2**31, delta=3.0),
+        Watermark(GREEN_LIST_SELF, 9, 3, threshold=2**31, delta=3.0),
+        Watermark(GUMBEL, 9, 2),
+        Watermark(SYNTHID, 9, 2, depth=30),
+    ],
+    ids=["green-list", "self-hash", "gumbel", "synthid"],
+)
+def test_marks_are_the_same_overlapped_preempted_in_chunks_and_after_prefix_hits(reference, prompts, mark):
+    params = {"temperature": 1.5, "seed": 4, "watermark": mark, "max_tokens": 40}
+    plain = build(reference[0], dtype="float32", prefix_caching=False)
+    expected = tokens(generate(plain, prompts, **params))
+    small = {"block_size": 4, "kv_cache_memory": "180KiB", "max_model_len": 120, "max_num_batched_tokens": 9}
+    built = build(reference[0], dtype="float32", max_num_seqs=8, **small)
+    for overlapped in (True, False):  # the second time mostly from the prefix cache
+        assert tokens(generate(built, prompts, overlapped=overlapped, **params)) == expected
+    assert built.core.stats().preemptions > 0
+    assert sum(detect(answer, mark).z_score for answer in expected) / len(prompts) ** 0.5 > 5
+    plain_z = [
+        detect(answer, mark).z_score for answer in tokens(generate(plain, prompts, **{**params, "watermark": None}))
+    ]
+    assert abs(sum(plain_z)) / len(prompts) ** 0.5 < 4
 
 
 def test_penalties_bias_and_bans_reach_the_model(reference, prompts, expected):

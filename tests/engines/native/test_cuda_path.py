@@ -10,7 +10,8 @@ import torch
 
 from config.engines import NativeSettings
 from engines.native.build import build_core
-from engines.native.types import AddSequence, TokenParams
+from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, AddSequence, TokenParams, Watermark
+from engines.native.watermark.detect import detect
 
 pytestmark = [
     pytest.mark.gpu,
@@ -124,6 +125,26 @@ def test_overlap_and_graphs_sample_what_plain_steps_sample(built):
     plain, _, _ = generate(built, prompts, built.core.step, **params)
     overlapped, _, _ = generate(built, prompts, built.core.step_overlapped, **params)
     assert plain == overlapped
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        Watermark(GREEN_LIST, 9, 1, threshold=2**31, delta=3.0),
+        Watermark(GREEN_LIST_SELF, 9, 4, threshold=2**31, delta=3.0),
+        Watermark(GUMBEL, 9, 4),
+        Watermark(SYNTHID, 9, 4, depth=30),
+    ],
+    ids=["green-list", "self-hash", "gumbel", "synthid"],
+)
+@pytest.mark.parametrize("top_k", [0, 50])
+def test_marks_are_the_same_under_overlap_and_graphs_and_are_found(built, mark, top_k):
+    prompts = random_prompts(12, 50, seed=4)
+    params = {"max_tokens": 60, "temperature": 1.0, "top_k": top_k, "seed": 7, "watermark": mark}
+    plain, _, _ = generate(built, prompts, built.core.step, **params)
+    overlapped, _, _ = generate(built, prompts, built.core.step_overlapped, **params)
+    assert plain == overlapped
+    assert sum(detect(answer, mark).z_score for answer in plain.values()) / len(prompts) ** 0.5 > 5
 
 
 def test_penalties_and_logprobs_beside_graphs_change_only_their_own_row(built):
