@@ -6,7 +6,8 @@
 Prints one JSON line a figure. `synthetic`: texts drawn from next-token distributions of a stated entropy. `model`:
 texts of a real model on this machine's device, asked in batches of mixed requests, tested as text alone. `unmarked`:
 false positives in texts that carry no mark. `distribution`: chi-square of tokens drawn after fresh contexts against the
-distribution that they were drawn from. True positives are counted at a false-positive rate of 1e-4, temperature 1.0.
+distribution that they were drawn from. `cost`: time of a sampling step on this machine's device. True positives are
+counted at a false-positive rate of 1e-4, temperature 1.0.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import json
 import math
 import random
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -243,6 +245,50 @@ async def _text(engine: NativeEngine, gate: asyncio.Semaphore, seed: int, name: 
     return text
 
 
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def run_cost(batch: int, vocab: int, known_tokens: int = 500) -> Iterator[dict[str, Any]]:
+    """Time of a whole sampling step, launches included, with no row marked and with every row marked."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    logits = torch.randn((batch, vocab), device=device) * 3
+    table = torch.randint(0, vocab, (batch, 2048), dtype=torch.int32, device=device)
+    rows, lengths = torch.arange(batch, device=device), torch.full((batch,), known_tokens, device=device)
+    for filters in ({}, {"top_k": 20, "top_p": 0.95}):
+        for name, mark in {"none": None, **MARKS}.items():
+            state = SamplingState(batch, vocab, device)
+            params = [TokenParams(max_tokens=1, seed=i, watermark=mark, **filters) for i in range(batch)]
+            state.set_rows([(i, of_row, 1) for i, of_row in enumerate(params)])
+            sampler = Sampler(state, sampling_ops(device))
+            seconds: list[float] = []
+            for turn in range(25):
+                copy = logits.clone()
+                _wait(device)
+                started = time.perf_counter()
+                sampler.sample(
+                    copy, rows=rows, row_list=list(range(batch)), positions=lengths, token_table=table,
+                    lengths=lengths, length_list=[known_tokens] * batch,
+                )  # fmt: skip
+                _wait(device)
+                if turn >= 5:
+                    seconds.append(time.perf_counter() - started)
+            median_us = statistics.median(seconds) * 1e6
+            yield report(
+                "cost",
+                scheme=name,
+                device=device.type,
+                batch=batch,
+                vocab=vocab,
+                **filters,
+                median_us=round(median_us, 1),
+            )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
@@ -277,19 +323,24 @@ def plot(lines: Sequence[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="Folder, GGUF file or name of the model for the part `model`.")
-    parser.add_argument("--only", default="synthetic,unmarked,distribution,model")
+    parser.add_argument("--only", default="synthetic,unmarked,distribution,model,cost")
     parser.add_argument("--texts", type=int, default=100, help="Marked texts a scheme.")
     parser.add_argument("--unmarked-texts", type=int, default=10_000)
     parser.add_argument("--contexts", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=32, help="Requests that the model is asked at a time.")
+    parser.add_argument("--cost-batch", type=int, default=64)
+    parser.add_argument("--cost-vocab", type=int, default=151_936)
     parser.add_argument("--plot", type=Path, help="Where to write the picture (needs matplotlib).")
     parser.add_argument("--from", dest="figures", type=Path, help="Plot these figures instead of measuring.")
     options = parser.parse_args()
     if options.figures:
         plot([json.loads(line) for line in options.figures.read_text().splitlines()], options.plot)
         return
+    torch.set_num_threads(1)  # as the engine does on CPU, whose kernels have threads of their own
     wanted = options.only.split(",")
     lines: list[dict[str, Any]] = []
+    if "cost" in wanted:
+        lines += run_cost(options.cost_batch, options.cost_vocab)
     if "distribution" in wanted:
         lines += run_distribution(options.contexts)
     if "synthetic" in wanted:
