@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engines.native.kernels.cpu_compile import kernel
-from engines.native.kernels.cpu_sampler_row import mask_typical_row, sample_row
+from engines.native.kernels.cpu_sampler_row import mask_filtered_row, mask_typical_row, sample_row
 from engines.native.kernels.cpu_team import TEAM
 from engines.native.sampling.torch_core import banned_floor
 
@@ -65,6 +65,12 @@ def mask_tokens(logits: Tensor, at: Tensor, bits: Tensor) -> None:
     share_rows(at.shape[0], lambda first, step: _mask_token_rows(*arrays, first, step))
 
 
+def mask_filtered(logits: Tensor, at: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> None:
+    """As torch_core.mask_filtered, all tensors contiguous; what is too deep for any noise is masked as well."""
+    arrays = [tensor.numpy() for tensor in (logits, at, temperature, top_k, top_p, min_p)]
+    share_rows(at.shape[0], lambda first, step: _mask_filtered_rows(*arrays, first, step))
+
+
 def share_rows(batch: int, run: Callable[[int, int], None]) -> None:
     """run(first, step) on as many threads as torch uses, the caller's among them.
 
@@ -111,3 +117,11 @@ def _mask_token_rows(logits, at, bits, floor, first, step):
         for token in range(vocab):
             allowed = (words[token >> 5] >> np.int32(token & 31)) & np.int32(1)
             row[token] = max(row[token], floor) if allowed else np.float32(-np.inf)
+
+
+@kernel("void(f4[:,::1], i8[::1], f4[::1], i8[::1], f4[::1], f4[::1], i8, i8)")
+def _mask_filtered_rows(logits, at, temperature, top_k, top_p, min_p, first, step):
+    vocab = logits.shape[1]
+    depths, ids, weights = np.empty(vocab, np.float32), np.empty(vocab, np.int32), np.empty(vocab, np.float32)
+    for i in range(first, at.size, step):
+        mask_filtered_row(logits[at[i]], temperature[i], top_k[i], top_p[i], min_p[i], depths, ids, weights)

@@ -49,14 +49,14 @@ def _max_key(keys):
 
 
 @_helper()
-def _row_max(row):
+def row_max(row):
     key = _max_key(row.view(np.int32))
     return np.int32(key ^ ((key >> _i32(31)) & _i32(0x7FFFFFFF))).view(np.float32)
 
 
 @_helper()
 def _argmax(row):
-    largest = _row_max(row)
+    largest = row_max(row)
     for i in range(row.size):
         if row[i] == largest:
             return i
@@ -72,7 +72,7 @@ def _count_at_least(row, threshold):
 
 
 @_helper(inline="always")
-def _exp_of_minus(depth):
+def exp_of_minus(depth):
     """exp(-depth) for depth >= 0, within 1.2e-7 relative; 1.6e-38 from depth 87 on. Written out so that it vectorizes.
 
     Argument reduction by ln 2 in two parts, then the degree-6 polynomial of Cephes' expf.
@@ -96,7 +96,7 @@ def _mass_within(row, largest, temperature, limit):
     mass = _f64(0.0)
     for i in range(row.size):
         depth = (largest - row[i]) / temperature
-        mass += _f64(_exp_of_minus(depth)) if depth <= limit else _f64(0.0)
+        mass += _f64(exp_of_minus(depth)) if depth <= limit else _f64(0.0)
     return mass
 
 
@@ -105,7 +105,7 @@ def _weigh(depths, weights):
     """weights = exp(-depths); returns their sum."""
     mass = _f64(0.0)
     for i in range(depths.size):
-        weights[i] = _exp_of_minus(depths[i])
+        weights[i] = exp_of_minus(depths[i])
         mass += _f64(weights[i])
     return mass
 
@@ -257,10 +257,8 @@ def _draw(depths, ids, seed, position, bounds):
 
 
 @_helper()
-def sample_row(row, temperature, top_k, top_p, min_p, seed, position, depths, ids, weights):
-    if temperature == _f32(0.0):
-        return _argmax(row)
-    largest = _row_max(row)
+def _keep_filtered(row, largest, temperature, top_k, top_p, min_p, depths, ids, weights):
+    """Writes what min-p, then top-k, then top-p keep, by rising id; returns how many."""
     limit = _min_p_limit(min_p)
     has_top_k, has_top_p = 0 < top_k < row.size, top_p < _f32(1.0)
     mass = _f64(0.0)
@@ -277,13 +275,37 @@ def sample_row(row, temperature, top_k, top_p, min_p, seed, position, depths, id
         kept_mass = _weigh(depths[:count], weights)
         target = _f64(top_p) * (kept_mass if has_top_k else mass)
         count = _keep_prefix(depths, ids, depths, weights, count, target)
+    return count
+
+
+@_helper()
+def sample_row(row, temperature, top_k, top_p, min_p, seed, position, depths, ids, weights):
+    if temperature == _f32(0.0):
+        return _argmax(row)
+    count = _keep_filtered(row, row_max(row), temperature, top_k, top_p, min_p, depths, ids, weights)
     return _draw(depths[:count], ids[:count], seed, position, weights)
+
+
+@_helper()
+def mask_filtered_row(row, temperature, top_k, top_p, min_p, depths, ids, weights):
+    count = _keep_filtered(row, row_max(row), temperature, top_k, top_p, min_p, depths, ids, weights)
+    _mask_all_but(row, ids, count)
+
+
+@_helper()
+def _mask_all_but(row, ids, count):
+    next_kept = 0
+    for i in range(row.size):
+        if next_kept < count and ids[next_kept] == i:
+            next_kept += 1
+        else:
+            row[i] = _f32(-np.inf)
 
 
 @_helper()
 def mask_typical_row(row, temperature, min_p, typical_p, depths, ids, weights, distances):
     """-log p - entropy = depth - mean depth, so the distance from typical needs no logarithm."""
-    count = _collect(row, _row_max(row), temperature, _min_p_limit(min_p), depths, ids)
+    count = _collect(row, row_max(row), temperature, _min_p_limit(min_p), depths, ids)
     mass = _weigh(depths[:count], weights)
     mean_depth = _f64(0.0)
     for i in range(count):
@@ -292,9 +314,4 @@ def mask_typical_row(row, temperature, min_p, typical_p, depths, ids, weights, d
         distances[i] = _f32(abs(_f64(depths[i]) - mean_depth))
     if typical_p < _f32(1.0) and count > 1:
         count = _keep_prefix(distances, ids, depths, weights, count, _f64(typical_p) * mass)
-    next_kept = 0
-    for i in range(row.size):
-        if next_kept < count and ids[next_kept] == i:
-            next_kept += 1
-        else:
-            row[i] = _f32(-np.inf)
+    _mask_all_but(row, ids, count)

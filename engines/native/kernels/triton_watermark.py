@@ -30,7 +30,7 @@ from engines.native.kernels.triton_launch import (
     wait_for_predecessor,
 )
 from engines.native.kernels.triton_noise import mix, random_bits
-from engines.native.sampling.torch_watermark import ROUND_LAYERS, VANISHED, MarkedRows
+from engines.native.sampling.torch_watermark import MASS_UNIT, ROUND_LAYERS, VANISHED, MarkedRows
 from engines.native.watermark import prf
 
 CHUNK = 2048  # tokens per block
@@ -45,7 +45,7 @@ _SYNTHID_DOMAIN = tl.constexpr(prf.SYNTHID_DOMAIN)
 _SELF_HASH_MULTIPLIER = tl.constexpr(prf.SELF_HASH_MULTIPLIER)
 _CLASSES = tl.constexpr(2**ROUND_LAYERS)
 _LAYERS = tl.constexpr(ROUND_LAYERS)
-_MASS_UNIT = tl.constexpr(2.0**32)
+_MASS_UNIT = tl.constexpr(MASS_UNIT)
 _VANISHED = tl.constexpr(VANISHED)
 
 

@@ -112,7 +112,9 @@ def _numba_ops() -> SamplingOps:
         sample_core=cpu_sampler.sample_core,
         mask_typical=cpu_sampler.mask_typical,
         mask_tokens=cpu_sampler.mask_tokens,
+        mask_filtered=cpu_sampler.mask_filtered,
         mark_tokens=cpu_watermark.mark_tokens,
+        compete=cpu_watermark.compete,
     )
 
 

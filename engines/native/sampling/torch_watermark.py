@@ -18,7 +18,7 @@ from engines.native.watermark import prf
 ROUND_LAYERS = 10  # layers of a tournament that are played at a time
 VANISHED = 1e-300  # growth of a class whose rivals had all the mass
 _WORD = 0xFFFFFFFF
-_MASS_UNIT = 2.0**32  # the likeliest token's weight, in units of which masses are summed exactly
+MASS_UNIT = 2.0**32  # the likeliest token's weight, in units of which masses are summed exactly
 
 
 AT, SCHEME, KEY, WIDTH, NUM_PROMPT_TOKENS, THRESHOLD = range(6)
@@ -154,7 +154,7 @@ def compete(
     growth = torch.zeros_like(scores)
     for first in range(0, num_layers, ROUND_LAYERS):
         classes = (bits >> first) & (2**ROUND_LAYERS - 1)
-        masses = ((scores + growth).exp() * _MASS_UNIT).round().long()
+        masses = ((scores + growth).exp() * MASS_UNIT).round().long()
         sums = torch.zeros((len(at), 2**ROUND_LAYERS), dtype=torch.int64, device=logits.device)
         sums.scatter_add_(1, classes, masses)
         growth += play_round(sums, depths - first).gather(1, classes)

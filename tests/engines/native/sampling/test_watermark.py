@@ -84,6 +84,26 @@ def test_the_compiled_lists_are_the_plain_ones() -> None:
         assert torch.equal(plain, compiled)
 
 
+@pytest.mark.parametrize("scale", [0.1, 3.0, 20.0], ids=["flat", "usual", "peaked"])
+def test_the_compiled_tournament_and_filters_are_the_plain_ones(scale: float) -> None:
+    logits = torch.stack([some_logits(i, scale) for i in range(6)])
+    logits[:, 40:90] = -torch.inf
+    at, keys = torch.tensor([4, 0, 5, 2]), torch.tensor([7, -(2**60), 2**61, 1])
+    temperature, depths = torch.tensor([1.0, 0.7, 2.0, 1.0]), torch.tensor([30, 3, 32, 30])
+    filters = torch.tensor([20, 0, 100, 0]), torch.tensor([1.0, 0.9, 0.99, 1.0]), torch.tensor([0.0, 0.0, 0.01, 0.05])
+    kept, competed = [], []
+    for ops in (TORCH_OPS, sampling_ops(CPU)):
+        filtered, played = (logits * 4).round() / 4, logits.clone()
+        ops.mask_filtered(filtered, at, temperature, *filters)
+        ops.compete(played, at, keys, torch.tensor([True, True, True, False]), temperature, depths, 32)
+        kept.append(filtered)
+        competed.append(played)
+    assert torch.equal(*kept)
+    torch.testing.assert_close(competed[1], competed[0], atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(competed[1].softmax(1), competed[0].softmax(1), atol=1e-6, rtol=1e-3)
+    assert torch.equal(competed[1][2], logits[2])
+
+
 def test_gumbel_draws_the_token_whose_bits_are_least_for_its_probability(ops: SamplingOps) -> None:
     logits, output = some_logits(3), (5, 6, 7, 8)
     key = prf.context_key(KEY, output)
