@@ -121,7 +121,9 @@ def fresh_contexts(token_table: Tensor, rows: Tensor, lengths: Tensor, marked: M
     and were not the context of an earlier generated token."""
     context = _context(token_table, rows, lengths, marked)
     lengths = lengths[marked.at]
-    known = token_table[rows[marked.at]]
+    # A GPU would have to be asked for the longest row.
+    width = int(lengths.max()) if lengths.device.type == "cpu" else token_table.shape[1]
+    known = token_table[rows[marked.at], :width]
     columns = torch.arange(known.shape[1], device=known.device)
     # Column j is compared as the context of token j: the tokens at j - 1, j - 2 and so on.
     begins = (marked.num_prompt_tokens + marked.widths)[:, None]
