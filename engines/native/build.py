@@ -54,7 +54,8 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     device = prepare_device(section)
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
-    quantizer = choose_quantizer(section, config.quantization)
+    on_triton = device.type == "cuda" and section.attention_backend in ("auto", "triton")
+    quantizer = choose_quantizer(section, config.quantization, keeps_gguf=on_triton and files.path.is_file())
     kernels = choose_kernels(section, config, device, quantizer)
     num_threads = torch.get_num_threads()
     if kernels.attention_backend == "numba":

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 _DEFAULT_INT4_GROUP = 64
 
 
-def choose_quantizer(section: NativeSettings, checkpoint: Mapping[str, Any] | None = None) -> Quantizer | None:
+def choose_quantizer(
+    section: NativeSettings, checkpoint: Mapping[str, Any] | None = None, *, keeps_gguf: bool = False
+) -> Quantizer | None:
     """The scheme of `quantize`, or that of a checkpoint's own quantization_config, or None.
 
-    Raises EngineUnavailable for both at once, and for a group size that the scheme cannot have.
+    keeps_gguf: the checkpoint is a GGUF file, and kernels here serve its blocks. A file without `quantize` then stays
+    as it is; with it, what the file stands for is quantized anew. Raises EngineUnavailable for two schemes at once, and
+    for a group size that the scheme cannot have.
     """
     name, group_size = section.quantize, section.quantize_group_size
     if checkpoint is not None:
@@ -33,6 +37,10 @@ def choose_quantizer(section: NativeSettings, checkpoint: Mapping[str, Any] | No
         from engines.native.quantization.weight import AsStored
 
         return AsStored(own)
+    if keeps_gguf and name == "none" and group_size is None:
+        from engines.native.quantization.weight import AsStored
+
+        return AsStored("GGUF's own (Q4_0, Q4_1, Q4_K, Q6_K, Q8_0)")
     if group_size is not None and name != "int4":
         others = {"none": "nothing is quantized", "nf4": "its groups are 64", "fp4": "its groups are 64"}
         problem = others.get(name, "a scale is for a whole channel")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engines.native.layers.index import Index
-from engines.native.quantization.weight import QuantizedWeight, Quantizer, join
+from engines.native.quantization.weight import AsStored, QuantizedWeight, Quantizer, join
 from engines.native.weights.source import WeightSource
 
 
@@ -66,7 +66,7 @@ class PendingRows(NamedTuple):
         same codes: the row is read as a whole, and cut afterwards.
         """
         weight = self.weight
-        stored = source.read_quantized(name, index)
+        stored = source.read_quantized(name, index) if isinstance(weight.quantizer, AsStored) else None
         if stored is not None:
             weight.arrived[self.start] = stored.to(weight.device)
             return

@@ -20,6 +20,8 @@ from engines.native.gguf_metadata import GGUFError, GGUFTensor, read_gguf_header
 from engines.native.layers.index import Index
 from engines.native.models.gguf_config import gguf_family
 from engines.native.models.model_config import ModelConfig
+from engines.native.quantization.gguf import from_rows
+from engines.native.quantization.weight import QuantizedWeight
 from engines.native.weights.gguf_dequantize import StorageType, dequantize_rows, storage_type
 from engines.native.weights.source import TensorInfo
 
@@ -72,12 +74,7 @@ class GGUFSource:
 
     def read(self, name: str, index: Index, target: Tensor) -> None:
         entry = self._entries[name]
-        offset = entry.tensor.offset
-        data = self._bytes[offset : offset + entry.rows * entry.row_bytes].view(entry.rows, entry.row_bytes)
-        heads = self._interleaved_heads.get(name.split(".")[-2])
-        if heads is not None:  # rows 0, 1, 2, ... of a head are dimensions 0, D/2, 1, D/2 + 1, ...
-            data = data.view(heads, -1, 2, entry.row_bytes).transpose(1, 2).reshape(entry.rows, entry.row_bytes)
-        data = data[index[0]]
+        data = self._rows(name, entry)[index[0]]
         target = target if target.dim() == 2 else target.unsqueeze(1)
         if len(index) == 1 or index[1] == slice(0, entry.columns):
             dequantize_rows(data, entry.storage, target)
@@ -86,8 +83,19 @@ class GGUFSource:
             dequantize_rows(data, entry.storage, whole_rows)
             target.copy_(whole_rows[:, index[1]])
 
-    def read_quantized(self, name: str, index: Index) -> None:
-        """Nothing is quantized here."""
+    def read_quantized(self, name: str, index: Index) -> QuantizedWeight | None:
+        entry = self._entries[name]
+        weight = from_rows(self._rows(name, entry)[index[0]], entry.storage)
+        return None if weight is None else weight.part(slice(None), index[1])
+
+    def _rows(self, name: str, entry: _Entry) -> Tensor:
+        """[rows, row_bytes] uint8, in the order that the layers' rotation wants."""
+        offset = entry.tensor.offset
+        data = self._bytes[offset : offset + entry.rows * entry.row_bytes].view(entry.rows, entry.row_bytes)
+        heads = self._interleaved_heads.get(name.split(".")[-2])
+        if heads is not None:  # rows 0, 1, 2, ... of a head are dimensions 0, D/2, 1, D/2 + 1, ...
+            data = data.view(heads, -1, 2, entry.row_bytes).transpose(1, 2).reshape(entry.rows, entry.row_bytes)
+        return data
 
 
 class _Entry(NamedTuple):

@@ -60,7 +60,7 @@ def dequantize_rows(rows: Tensor, storage: StorageType, target: Tensor) -> None:
         target[start : start + step].copy_(values.view(-1, target.shape[1]))
 
 
-def _half(blocks: Tensor, at: int) -> Tensor:
+def half(blocks: Tensor, at: int) -> Tensor:
     """The float16 at byte `at` of each block, as float32 [blocks, 1]."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
@@ -74,11 +74,11 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    return _nibbles(blocks[:, 2:]).sub_(8).mul_(_half(blocks, 0).unsqueeze(2))
+    return _nibbles(blocks[:, 2:]).sub_(8).mul_(half(blocks, 0).unsqueeze(2))
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    scale, minimum = _half(blocks, 0).unsqueeze(2), _half(blocks, 2).unsqueeze(2)
+    scale, minimum = half(blocks, 0).unsqueeze(2), half(blocks, 2).unsqueeze(2)
     return _nibbles(blocks[:, 4:]).mul_(scale).add_(minimum)
 
 
@@ -90,19 +90,19 @@ def _fifth_bits(packed: Tensor) -> Tensor:
 
 def _q5_0(blocks: Tensor) -> Tensor:
     values = _nibbles(blocks[:, 6:]).add_(_fifth_bits(blocks[:, 2:6])).sub_(16)
-    return values.mul_(_half(blocks, 0).unsqueeze(2))
+    return values.mul_(half(blocks, 0).unsqueeze(2))
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     values = _nibbles(blocks[:, 8:]).add_(_fifth_bits(blocks[:, 4:8]))
-    return values.mul_(_half(blocks, 0).unsqueeze(2)).add_(_half(blocks, 2).unsqueeze(2))
+    return values.mul_(half(blocks, 0).unsqueeze(2)).add_(half(blocks, 2).unsqueeze(2))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].view(torch.int8) * _half(blocks, 0)
+    return blocks[:, 2:].view(torch.int8) * half(blocks, 0)
 
 
-def _scales_and_minimums(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_minimums(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Of the eight groups of a 4- or 5-bit super-block: float32 [blocks, 4, 2, 1] each.
 
     Twelve bytes hold sixteen 6-bit numbers: the first four scales and minimums in the low 6 bits of bytes 0-3 and 4-7;
@@ -111,17 +111,17 @@ def _scales_and_minimums(blocks: Tensor) -> tuple[Tensor, Tensor]:
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat([first & 63, (third & 15) | ((first >> 6) << 4)], dim=1)
     minimums = torch.cat([second & 63, (third >> 4) | ((second >> 6) << 4)], dim=1)
-    scales, minimums = scales * _half(blocks, 0), minimums * _half(blocks, 2)
+    scales, minimums = scales * half(blocks, 0), minimums * half(blocks, 2)
     return scales.view(-1, 4, 2, 1), minimums.view(-1, 4, 2, 1)
 
 
 def _q4_k(blocks: Tensor) -> Tensor:
-    scales, minimums = _scales_and_minimums(blocks)
+    scales, minimums = scales_and_minimums(blocks)
     return _nibbles(blocks[:, 16:].unflatten(1, (4, 32))).mul_(scales).sub_(minimums)
 
 
 def _q5_k(blocks: Tensor) -> Tensor:
-    scales, minimums = _scales_and_minimums(blocks)
+    scales, minimums = scales_and_minimums(blocks)
     fifth = (blocks[:, 16:48].unsqueeze(1) >> torch.arange(8, dtype=torch.uint8).unsqueeze(1)) & 1  # [blocks, 8, 32]
     values = _nibbles(blocks[:, 48:].unflatten(1, (4, 32))).add_(fifth.view(-1, 4, 2, 32).float().mul_(16))
     return values.mul_(scales).sub_(minimums)
@@ -131,7 +131,7 @@ def _q6_k(blocks: Tensor) -> Tensor:
     low = blocks[:, :128].unflatten(1, (2, 2, 32))
     high = blocks[:, 128:192].unflatten(1, (2, 1, 32)) >> torch.tensor([0, 2, 4, 6], dtype=torch.uint8).unsqueeze(1)
     values = torch.cat([low & 15, low >> 4], dim=2) | ((high & 3) << 4)  # [blocks, 2, 4, 32]
-    scales = blocks[:, 192:208].view(torch.int8) * _half(blocks, 208)
+    scales = blocks[:, 192:208].view(torch.int8) * half(blocks, 208)
     return (values.float().sub_(32).view(-1, 16, 16)).mul_(scales.unsqueeze(2))
 
 
