@@ -64,7 +64,8 @@ def load(path: Path, scheme: str, window: int) -> CausalLM:
 
     def make(weight: QuantizedWeight) -> Product:
         dense = dequantized(inner, weight, torch.bfloat16)
-        return QuantizedActivations(dense) if scheme.endswith(" W8A8") else dense
+        rounds = scheme.endswith(" W8A8") and weight.format.name == "fp8"  # the head is int8
+        return QuantizedActivations(dense) if rounds else dense
 
     return load_model(
         load_config(path),

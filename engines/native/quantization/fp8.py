@@ -13,6 +13,8 @@ from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, row_scales
 
 LARGEST = 448.0  # of e4m3
+_SCALES_PER_OCTAVE = 8
+_ROWS_AT_ONCE = 1024
 
 
 def _decode(codes: Tensor) -> Tensor:
@@ -24,16 +26,28 @@ FP8 = Format("fp8", 1, 1, _decode)
 
 
 class Fp8Quantizer:
-    """See weight.Quantizer."""
+    """See weight.Quantizer. Where a row's numbers fall between powers of two decides how well e4m3 meets them: its scale
+    is the one, of eight in an octave, that errs least in squares (an eighth less than the smallest of them)."""
 
     name = "fp8"
     group_size = 0
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
-        scales = row_scales(weight, LARGEST)
-        return QuantizedWeight(FP8, to_e4m3(weight.float() / scales), scales)
+        parts = [_quantize(rows.float()) for rows in weight.split(_ROWS_AT_ONCE)]
+        codes, scales = zip(*parts, strict=True)
+        return QuantizedWeight(FP8, torch.cat(codes), torch.cat(scales))
 
     quantize_head = Int8Quantizer.quantize  # whose steps are a quarter as wide: e4m3 costs the head 2 % of perplexity
+
+
+def _quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    smallest = row_scales(rows, LARGEST)
+    least, best = torch.full_like(smallest, float("inf")), smallest
+    for step in range(_SCALES_PER_OCTAVE):
+        scales = smallest * 2 ** (step / _SCALES_PER_OCTAVE)
+        error = (to_e4m3(rows / scales).float() * scales - rows).square().sum(1, keepdim=True)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return to_e4m3(rows / best), best
 
 
 def to_e4m3(values: Tensor) -> Tensor:
