@@ -1,6 +1,7 @@
-"""What a scheme costs a small model on a few hundred tokens of a public text: a guard, docs/quantization.md has figures.
+"""What a scheme costs a small model on a few hundred tokens of a public text; figures are in docs/quantization.md.
 
-The one small model at hand was stored in Q4_1, whose steps int4 in groups of 32 finds again; groups of 64 do not.
+So few tokens are noisy: fp8 costs 0.6 % on eight times as many. The one small model at hand was stored in Q4_1, whose
+steps int4 in groups of 32 finds again; groups of 64 do not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def baseline(smollm2_gguf: Path, windows: torch.Tensor) -> float:
     ("scheme", "kv_dtype", "percent"),
     [
         pytest.param("int8", torch.bfloat16, 1.0, id="int8"),
-        pytest.param("fp8", torch.bfloat16, 3.0, id="fp8"),
+        pytest.param("fp8", torch.bfloat16, 2.5, id="fp8"),
         pytest.param("int4:32", torch.bfloat16, 6.0, id="int4 in groups of 32"),
         pytest.param("none", torch.float8_e4m3fn, 2.0, id="KV cache in fp8"),
     ],
