@@ -88,7 +88,7 @@ def test_strided_rows_and_wider_output(device: torch.device) -> None:
 
 @pytest.mark.parametrize(
     ("m", "n", "k"),
-    [(m, n, k) for m in (1, 2, 16, 17, 33, 65) for n, k in ((64, 128), (96, 2304))] + [(2, 2100, 72), (17, 2100, 72)],
+    [(m, n, k) for m in (1, 2, 16, 17, 33, 65) for n, k in ((64, 128), (40, 2304))],
 )
 def test_any_number_of_tokens_and_any_shape_has_a_right_kernel(m: int, n: int, k: int, device: torch.device) -> None:
     """float16, whose tiles are those of bfloat16, which the interpreter does not multiply."""
@@ -107,6 +107,12 @@ def test_any_number_of_tokens_and_any_shape_has_a_right_kernel(m: int, n: int, k
             got, expected = (f(x, before, norm_weight, 1e-3, weight) for f in (mine, twin))
             assert_close(got[0], expected[0])
             assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("m", [2, 17])
+def test_more_rows_than_split_products_are_for(m: int, device: torch.device) -> None:
+    x, weight = tensors(m, 2080, 40, device, torch.float16)
+    assert_close(TritonOps().linear(x, weight), reference.linear(x, weight))
 
 
 @pytest.mark.gpu

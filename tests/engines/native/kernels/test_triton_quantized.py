@@ -22,7 +22,7 @@ from engines.native.quantization.int4 import INT4, Int4Quantizer, pack_words
 from engines.native.quantization.int8 import INT8, Int8Quantizer
 from engines.native.quantization.weight import QuantizedWeight
 
-ROWS, COLUMNS = 52, 192
+ROWS, COLUMNS = 20, 192
 FORMATS = pytest.mark.parametrize(
     "kind", ["int8", "fp8", "int8 groups", "fp8 blocks", "int4", "int4 fine", "int4 symmetric"]
 )
