@@ -398,5 +398,6 @@ def choose_config(n: int, k: int, in_words: bool, gated: bool) -> GemvConfig:
     widest = next_power_of_2(k)
     pdl = n * k <= 2**25
     if in_words:
-        return GemvConfig(block_n=4 if gated else 8, block_k=min(4096, max(32, widest)), pdl=pdl)
+        # Four rows of words a thread: with eight, x and the words take all 255 registers.
+        return GemvConfig(block_n=8 if gated else 16, block_k=min(1024, max(32, widest)), pdl=pdl)
     return GemvConfig(block_n=4, block_k=min(1024 if gated else 2048, max(16, widest)), pdl=pdl)
