@@ -71,10 +71,10 @@ async def test_detection_colours_every_token(client):
 
 
 async def test_a_greedy_answer_is_marked_by_green_lists_alone(client):
-    plain = await generated(client, PROMPTS[0], temperature=0.0)
-    assert await generated(client, PROMPTS[0], temperature=0.0, watermark={"scheme": "gumbel"}) == plain
-    assert await generated(client, PROMPTS[0], temperature=0.0, watermark={"scheme": "synthid"}) == plain
-    assert await generated(client, PROMPTS[0], temperature=0.0, watermark={"delta": 4.0}) != plain
+    plain = await generated(client, PROMPTS[0], temperature=0.0, max_tokens=16)
+    assert await generated(client, PROMPTS[0], temperature=0.0, max_tokens=16, watermark={"scheme": "gumbel"}) == plain
+    assert await generated(client, PROMPTS[0], temperature=0.0, max_tokens=16, watermark={"scheme": "synthid"}) == plain
+    assert await generated(client, PROMPTS[0], temperature=0.0, max_tokens=16, watermark={"delta": 4.0}) != plain
 
 
 @pytest.mark.parametrize(
