@@ -95,7 +95,9 @@ class NativeSettings(EngineSection):
     )
     prefix_caching: bool = Field(default=True, description="Reuse KV blocks between requests with a common prefix.")
     attention_backend: Literal["auto", "torch", "numba", "triton", "flash-attn"] = Field(
-        default="auto", description="Attention kernels; auto picks the fastest available and start-up prints it."
+        default="auto",
+        description="Attention kernels; auto: numba on CPU, triton on GPU. flash-attn is faster for long prompts on "
+        "Hopper GPUs, needs the package flash-attn-4, and takes longer to start.",
     )
     batch_invariant: bool = Field(
         default=False,

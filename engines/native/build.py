@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -67,7 +67,8 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     runner, cache, rows = build_runner(section, config, device, kernels, limits, model)
     max_model_len = rows.max_model_len
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
-    scheduler = Scheduler(pool, limits)
+    largest_chunk = min(runner.largest_chunk or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
+    scheduler = Scheduler(pool, replace(limits, max_prefill_tokens=largest_chunk))
     ready = Ready(
         model=files.name,
         architecture=config.architecture,
@@ -88,7 +89,7 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
     target_ms = section.prefill_target_ms
     if target_ms is None:
         target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
-    sizer = ChunkSizer(target_ms / 1000, largest=limits.max_num_batched_tokens, sizes=runner.chunk_sizes)
+    sizer = ChunkSizer(target_ms / 1000, largest=largest_chunk, sizes=runner.chunk_sizes)
     core = EngineCore(scheduler, runner, sizer, constraints=_grammars(section, files.path, config))
     return BuiltCore(
         core,

@@ -72,6 +72,11 @@ class ChunkGraphs:
         """Places for chunk tokens, ascending, that some graph has."""
         return self._tokens
 
+    @property
+    def largest_chunk(self) -> int | None:
+        """Tokens beyond which a step is better cut than launched kernel by kernel; None where launching is faster."""
+        return self._tokens[-1] if self._tokens and self._seconds[-1] <= self._launch_s else None
+
     def find(self, plan: BatchPlan) -> tuple[int, int] | None:
         """The places (decodes, tokens) of the graph that should run this plan, None where none should."""
         num_tokens = sum(plan.num_tokens[plan.num_decodes :])

@@ -93,6 +93,11 @@ class ModelRunner:
         """Numbers of prefill tokens that are computed without padding, ascending; beyond the last, any number is."""
         return self._chunk_graphs.tokens if self._chunk_graphs is not None else []
 
+    @property
+    def largest_chunk(self) -> int | None:
+        """Prefill tokens beyond which two steps are faster than one, if there is such a number."""
+        return self._chunk_graphs.largest_chunk if self._chunk_graphs is not None else None
+
     @torch.inference_mode()
     def launch(self, plan: BatchPlan) -> Launched:
         self._admit(plan)

@@ -45,17 +45,18 @@ Output = tuple[Sequence, TokenOutput]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
-    """Token budget of a step, and rows of the runner's state."""
+    """Token budget of a step, how many of them may be of prompts, and rows of the runner's state."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_prefill_tokens: int = 1 << 30
 
 
 class Scheduler:
     """Owns every Sequence from `add` to its end, and the BlockPool."""
 
     def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
-        self.prefill_limit = limits.max_num_batched_tokens  # prefill tokens of a step that also decodes
+        self.prefill_limit = limits.max_prefill_tokens  # prefill tokens of a step that also decodes
         self._pool = pool
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
@@ -97,8 +98,7 @@ class Scheduler:
         sequences: list[Sequence] = []
         preempted_before = self._preemptions
         budget = self._schedule_decodes(plan, sequences, self._limits.max_num_batched_tokens)
-        if plan.num_decodes:
-            budget = min(budget, self.prefill_limit)
+        budget = min(budget, self.prefill_limit if plan.num_decodes else self._limits.max_prefill_tokens)
         budget = self._schedule_prefills(plan, sequences, budget)
         if self._preemptions == preempted_before:  # admitting now would take back what preemption just freed
             self._admit(plan, sequences, budget)

@@ -143,19 +143,16 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
 
 
 def _use_flash(section: NativeSettings, dtype: torch.dtype, head_dim: int) -> bool:
-    """flash-attn computes prompts, and Triton everything else, where it is installed and nothing speaks against it."""
-    if section.attention_backend == "triton":
+    """Whether flash-attn computes prompts, and Triton everything else: where somebody asks for it. It is faster, but
+    importing and compiling it makes a start twice as long."""
+    if section.attention_backend != "flash-attn":
         return False
-    obstacle = ""
-    if section.batch_invariant:
-        obstacle = "rounds otherwise than decodes do, which batch_invariant does not allow"
-    elif section.kv_cache_dtype == "fp8":
-        obstacle = "reads no fp8 KV cache on Hopper"
-    elif not flash_attention.is_available(dtype, head_dim):
-        obstacle = (
-            "needs the package flash-attn-4 (pip install 'headrace[flash-attn]'), a Hopper GPU or newer, a 16-bit "
-            f"dtype and heads of at most 256 elements, a multiple of 8 (here {dtype} and {head_dim})"
+    if section.kv_cache_dtype == "fp8":
+        raise EngineUnavailable("attention_backend 'flash-attn' reads no fp8 KV cache on Hopper; pass triton.")
+    if not flash_attention.is_available(dtype, head_dim):
+        raise EngineUnavailable(
+            "attention_backend 'flash-attn' needs the package flash-attn-4 (pip install 'headrace[flash-attn]'), a "
+            "Hopper GPU or newer, a 16-bit dtype and heads of at most 256 elements, a multiple of 8 (here "
+            f"{dtype} and {head_dim}); pass triton."
         )
-    if obstacle and section.attention_backend == "flash-attn":
-        raise EngineUnavailable(f"attention_backend 'flash-attn' {obstacle}; pass triton.")
-    return not obstacle
+    return True

@@ -2,8 +2,7 @@
 
 On an H100 it takes 22 to 44% less time than our Triton kernel for the same chunks; benchmarks/gpu/NOTES.md has the
 figures. Decodes stay with ours: its Hopper kernels do not split a sequence's keys. The package compiles a kernel in
-about 4 s when it is first called, at start-up, and takes as long again to import: it is used where somebody installed
-it.
+about 4 s when it is first called, at start-up, and takes up to 10 s to import: it is used where somebody asks for it.
 """
 
 from __future__ import annotations
@@ -64,7 +63,8 @@ def prefill_attention(
 def _varlen() -> Callable[..., Any]:
     # What it compiles is kept on disk, for the next start.
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from flash_attn.cute.interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+    # Its compiler tells of its own insides, once a kernel, in words that no operator can act on.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"cutlass\.")
+    from flash_attn.cute.interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
     return flash_attn_varlen_func

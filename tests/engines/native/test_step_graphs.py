@@ -85,7 +85,7 @@ def build(folder, monkeypatch=None):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     plain = built.core._runner
     context = RerunContext(
-        plain._model, plain._cache, plain._rows, plain._sampler.state, plain._sampler._ops, pool=(0, 0)
+        plain._model, plain._cache, plain._rows, plain._sampler.state, plain._sampler.ops, pool=(0, 0)
     )
     decodes, chunks = DecodeGraphs(context), ChunkGraphs(context)
     decodes.capture(graph_sizes(MAX_SEQS)[::5])
@@ -176,3 +176,10 @@ def test_padding_that_costs_more_than_launching_is_avoided(folder, monkeypatch):
     assert chunks.find(plan_of(0, 30)) == (0, 64)
     assert chunks.find(plan_of(0, 128)) == (0, 128)  # nothing to pad
     assert chunks.find(plan_of(0, 100)) is None  # 12 ms with padding, 10 ms without
+
+
+def test_chunks_are_cut_to_the_largest_graph_where_no_launch_is_faster(folder, monkeypatch):
+    chunks = build(folder, monkeypatch)[1]
+    assert chunks.largest_chunk == 128
+    monkeypatch.setattr(chunks, "_launch_s", 0.0005)
+    assert chunks.largest_chunk is None
