@@ -18,6 +18,7 @@ from engines.api import (
     GenerationRequest,
     PromptDetails,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from engines.errors import HeadraceError
@@ -32,6 +33,8 @@ class CollectedChoice:
     token_ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish: Finish | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list[ToolCallDelta])
 
 
 @dataclass(slots=True)

@@ -20,6 +20,8 @@ class Collector:
         if isinstance(event, TextDelta):
             choice = self._choices[event.index]
             self._texts[event.index].append(event.text)
+            choice.reasoning += event.reasoning
+            choice.tool_calls.extend(event.tool_calls)
             choice.token_ids.extend(event.token_ids)
             choice.logprobs.extend(event.logprobs)
             choice.finish = event.finish or choice.finish

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from adapters.adapter import Collected, CollectedChoice
 from adapters.openai_chat_types import (
     NO_EFFECT_FIELDS,
+    AnswerMessage,
     ChatChoice,
     ChatCompletion,
     ChatCompletionRequest,
@@ -15,6 +18,7 @@ from adapters.openai_chat_types import (
 from adapters.openai_errors import error_body
 from adapters.openai_logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
 from adapters.openai_stream import ChunkExtras, ChunkShape, ChunkStream, stream_error_frames
+from adapters.openai_tools import whole_calls
 from adapters.openai_types import (
     Identity,
     finish_word,
@@ -54,11 +58,11 @@ class ChatAdapter:
 
 
 def generation_request(request: ChatCompletionRequest, request_id: str) -> GenerationRequest:
-    effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+    tool_choice = request.chosen()
     return GenerationRequest(
         request_id=request_id,
         model=request.model,
-        prompt=request.chat_prompt(request.messages, effort),
+        prompt=request.chat_prompt(request.messages, _effort(request), request.offered_tools()),
         sampling=sampling_params(
             request,
             max_tokens=request.max_completion_tokens or request.max_tokens,
@@ -66,6 +70,8 @@ def generation_request(request: ChatCompletionRequest, request_id: str) -> Gener
             prompt_logprobs=request.prompt_logprobs,
         ),
         structured_output=request.structured_output(),
+        tool_choice=tool_choice,
+        thinking_budget=request.thinking_token_budget,
         n=request.n or 1,
         stream=bool(request.stream),
         echo=bool(request.return_token_ids) or request.prompt_logprobs is not None,
@@ -73,6 +79,12 @@ def generation_request(request: ChatCompletionRequest, request_id: str) -> Gener
         cache_salt=request.cache_salt or "",
         forwarded=forwarded_fields(request, _FORWARDED),
     )
+
+
+def _effort(request: ChatCompletionRequest) -> dict[str, Any]:
+    """What templates know of it: how much to reason, and whether to at all."""
+    effort = request.reasoning_effort
+    return {} if effort is None else {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
 
 _FORWARDED = (*NO_EFFECT_FIELDS, "reasoning_effort")  # an upstream has its own field for the effort
@@ -90,9 +102,12 @@ class ChatExchange:
         logprobs = self._render_logprobs if request.logprobs else None
         extras = ChunkExtras.of(request.stream_options, token_ids=bool(request.return_token_ids), logprobs=logprobs)
         self._chunks = ChunkStream(identity, CHUNK_SHAPE, extras)
+        self._tells_reasoning = request.include_reasoning is not False
 
     def frame(self, request_index: int, event: GenerationEvent) -> bytes:  # noqa: ARG002
         if isinstance(event, TextDelta):
+            if event.reasoning and not self._tells_reasoning:
+                event = replace(event, reasoning="")
             return self._chunks.delta(event.index, event)
         if isinstance(event, Started):
             return self._start(event)
@@ -133,7 +148,7 @@ class ChatExchange:
     def _choice(self, choice: CollectedChoice) -> ChatChoice:
         answer: ChatChoice = {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": self._message(choice),
             "logprobs": self._render_logprobs(choice.index, choice.logprobs) if self._request.logprobs else None,
             "finish_reason": finish_word(choice.finish),
             "stop_reason": stop_reason(choice.finish),
@@ -141,6 +156,19 @@ class ChatExchange:
         if self._request.return_token_ids:
             answer["token_ids"] = choice.token_ids
         return answer
+
+    def _message(self, choice: CollectedChoice) -> AnswerMessage:
+        calls = whole_calls(choice.tool_calls)
+        message: AnswerMessage = {
+            "role": "assistant",
+            "content": choice.text if choice.text or not calls else None,
+            "refusal": None,
+        }
+        if calls:
+            message["tool_calls"] = calls
+        if choice.reasoning and self._tells_reasoning:
+            message["reasoning"] = message["reasoning_content"] = choice.reasoning
+        return message
 
     def _add_prompt(self, answer: ChatCompletion, prompt: PromptDetails) -> None:
         if self._request.return_token_ids:

@@ -14,15 +14,16 @@ from typing_extensions import TypedDict
 from adapters.openai_logprobs import ChatLogprobs, PromptLogprobs
 from adapters.openai_messages import Messages, TemplateFields
 from adapters.openai_structured import ARM_POSITIONS, StructuredFields
+from adapters.openai_tools import AnsweredCall, CallPiece, ToolFields
 from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, FinishWord, GenerationFields, UsageObject, no_effect_fields
 from adapters.wire import NoEffect, Refused, reasons, refuse
 
 # --- the request ------------------------------------------------------------------------------------------------------
 
-_NO_TOOLS = "tool calling is not supported"
+_NO_FUNCTIONS = "deprecated; send tools"
 
 
-class ChatCompletionRequest(GenerationFields, StructuredFields, TemplateFields):
+class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, TemplateFields):
     """POST /v1/chat/completions."""
 
     arm_positions: ClassVar[Mapping[str, int]] = {**TemplateFields.arm_positions, **ARM_POSITIONS}
@@ -33,6 +34,8 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, TemplateFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS)  # beyond OpenAI
+    include_reasoning: bool | None = None  # beyond OpenAI; false leaves reasoning out of the answer
 
     metadata: Annotated[dict[str, Any] | None, NoEffect("labels for OpenAI's dashboard.")] = None
     store: Annotated[bool | None, NoEffect("asks OpenAI to keep the answer; answers are not kept here.")] = None
@@ -50,12 +53,9 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, TemplateFields):
         dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
     ] = None
     tool_prompt: Annotated[str | None, NoEffect("TGI's wording of tools; the chat template has its own.")] = None
-    parallel_tool_calls: Annotated[bool | None, NoEffect("applies to tools alone, which are refused.")] = None
 
-    tools: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None
-    tool_choice: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
-    functions: Annotated[Any, Refused(_NO_TOOLS, ([],))] = None
-    function_call: Annotated[Any, Refused(_NO_TOOLS, ("none", "auto"))] = None
+    functions: Annotated[Any, Refused(_NO_FUNCTIONS, ([],))] = None
+    function_call: Annotated[Any, Refused(_NO_FUNCTIONS, ("none", "auto"))] = None
     modalities: Annotated[Any, Refused('only ["text"] is supported', (["text"],))] = None
     audio: Annotated[Any, Refused("audio output is not supported")] = None
     prediction: Annotated[Any, Refused("predicted output is not supported")] = None
@@ -81,9 +81,14 @@ REFUSED_FIELDS: Mapping[str, str] = reasons(ChatCompletionRequest, Refused)
 
 
 class AnswerMessage(TypedDict):
+    """`content` is null in an answer of tool calls alone. Reasoning is told under both names that clients read."""
+
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: NotRequired[list[AnsweredCall]]
+    reasoning: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 class ChatChoice(TypedDict):
@@ -110,6 +115,9 @@ class ChatCompletion(TypedDict):
 class Delta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    tool_calls: list[CallPiece]
+    reasoning: str
+    reasoning_content: str
 
 
 class ChatChunkChoice(TypedDict):

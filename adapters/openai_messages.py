@@ -154,7 +154,12 @@ class TemplateFields(WireModel):
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None  # default: false, for templates write them
 
-    def chat_prompt(self, messages: Sequence[Message], more_kwargs: Mapping[str, Any] | None = None) -> ChatPrompt:
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        more_kwargs: Mapping[str, Any] | None = None,
+        tools: tuple[Mapping[str, Any], ...] = (),
+    ) -> ChatPrompt:
         """Raises InvalidRequest. `more_kwargs` yield to what the client says in chat_template_kwargs."""
         check_messages(messages)
         continues = bool(self.continue_final_message)
@@ -162,6 +167,7 @@ class TemplateFields(WireModel):
             refuse("continue_final_message", "cannot be true together with add_generation_prompt")
         return ChatPrompt(
             messages=tuple(plain_message(message) for message in messages),
+            tools=tools or None,
             add_generation_prompt=not continues if self.add_generation_prompt is None else self.add_generation_prompt,
             continue_final_message=continues,
             add_special_tokens=bool(self.add_special_tokens),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adapters.openai_errors import error_object
+from adapters.openai_tools import call_piece
 from adapters.openai_types import Identity, StreamOptions, finish_word, stop_reason, usage_object
 from adapters.sse import DONE, data_frame, to_json
 from engines.api import Done, Finish, Started, TextDelta, TokenLogprob, Usage
@@ -73,7 +74,7 @@ class ChunkStream:
 
     def delta(self, choice: int, event: TextDelta) -> bytes:
         """A piece of text; b"" while text is held back."""
-        if self._is_plain and event.finish is None:
+        if self._is_plain and event.finish is None and not event.reasoning and not event.tool_calls:
             if not event.text:
                 return b""
             return self._before_text[choice] + to_json(event.text) + self._after_text
@@ -110,7 +111,7 @@ class ChunkStream:
 
     def _full_delta(self, choice: int, event: TextDelta) -> bytes:
         self._completion_tokens += event.num_tokens
-        if not event.text and event.finish is None:
+        if not (event.text or event.reasoning or event.tool_calls) and event.finish is None:
             self._held.setdefault(choice, []).append(event)
             return b""
         pieces = [*self._held.pop(choice, ()), event]
@@ -119,14 +120,16 @@ class ChunkStream:
         token_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         return self.chunk(
             choice,
-            self._text_member(event.text),
+            self._text_member(event),
             logprobs=render(choice, tokens) if render and tokens else None,
             finish=event.finish,
             choice_fields={"token_ids": token_ids} if self._extras.token_ids else None,
         )
 
-    def _text_member(self, text: str) -> bytes:
-        shape = self._shape
+    def _text_member(self, event: TextDelta) -> bytes:
+        shape, text = self._shape, event.text
+        if event.reasoning or event.tool_calls:
+            return b'"delta":' + to_json(_delta(event))
         return shape.before_text + to_json(text) + shape.after_text if text else shape.without_text
 
     def _choice_start(self, choice: int) -> bytes:
@@ -145,6 +148,18 @@ _RUNNING_USAGE = (  # usage_object's members, rendered for every token
     b',"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
     b'"prompt_tokens_details":{"cached_tokens":%d}}'
 )
+
+
+def _delta(event: TextDelta) -> dict[str, object]:
+    """A chat delta that says more than text. Reasoning goes by both of its names."""
+    delta: dict[str, object] = {}
+    if event.reasoning:
+        delta |= {"reasoning": event.reasoning, "reasoning_content": event.reasoning}
+    if event.text:
+        delta["content"] = event.text
+    if event.tool_calls:
+        delta["tool_calls"] = [call_piece(call) for call in event.tool_calls]
+    return delta
 
 
 def _open_object(**members: object) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -151,7 +151,7 @@ def no_effect_fields(model: type[GenerationFields]) -> dict[str, str]:
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 
-FinishWord = Literal["stop", "length"]
+FinishWord = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,28 +168,38 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    reasoning_tokens: int
+
+
 class UsageObject(TypedDict):
+    """`completion_tokens_details` stands where the model reasoned."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 def usage_object(usages: Sequence[Usage]) -> UsageObject:
     """The sum over an exchange's requests."""
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
     completion_tokens = sum(usage.completion_tokens for usage in usages)
-    return {
+    told: UsageObject = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
     }
+    if reasoning_tokens := sum(usage.reasoning_tokens for usage in usages):
+        told["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return told
 
 
 def finish_word(finish: Finish | None) -> FinishWord:
     """OpenAI has no word for an aborted choice; "length" says at least that the text is not all there could be."""
-    return "stop" if finish is not None and finish.reason == "stop" else "length"
+    return finish.reason if finish is not None and finish.reason in ("stop", "tool_calls") else "length"
 
 
 def stop_reason(finish: Finish | None) -> str | int | None:

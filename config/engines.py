@@ -108,6 +108,13 @@ class NativeSettings(EngineSection):
         default="model",
         description="Sampling fields that a request leaves out: the model's generation_config, or OpenAI's (1.0, 1.0).",
     )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "mistral_named", "pythonic", "json"] = Field(
+        default="auto", description="How the model writes tool calls; auto reads it off the chat template."
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        default="auto",
+        description="Whether answers begin with <think>...</think>; auto: if the chat template mentions such tags.",
+    )
     cpu_threads: int | None = Field(
         default=None, ge=1, examples=[2], description="Compute threads on CPU. Default: physical cores."
     )

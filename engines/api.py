@@ -144,6 +144,16 @@ class StructuredOutput:
     field: str
 
 
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether and how the model may call the prompt's tools: "none", "auto" (its choice), "required" (at least one
+    call), "named" (a call of `name`). `parallel`: whether an answer may hold several calls."""
+
+    mode: Literal["none", "auto", "required", "named"] = "auto"
+    name: str = ""
+    parallel: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One prompt, `n` choices. Valid by construction: adapters check ranges and types before they build one."""
@@ -153,6 +163,8 @@ class GenerationRequest:
     prompt: Prompt
     sampling: SamplingParams = SamplingParams()
     structured_output: StructuredOutput | None = None  # holds for the answer proper, not for reasoning before it
+    tool_choice: ToolChoice = ToolChoice()  # of ChatPrompt.tools
+    thinking_budget: int | None = None  # tokens of reasoning after which the engine ends it
     n: int = 1
     stream: bool = True  # a hint: when False the engine may deliver text in larger pieces
     echo: bool = False  # Started must carry the prompt's text and token ids
@@ -215,8 +227,24 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of one tool call. `index` counts the calls of a choice.
+
+    A call's first piece has its `id` and `name`, whole; later pieces have neither. The `arguments` of all its pieces,
+    joined, are its arguments: a JSON object, unless the model wrote something else or ran out of tokens.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of one choice. The last piece of a choice carries `finish`; text may be empty while text is held back.
+
+    Where it has several parts they were said in the order reasoning, text, tool calls.
 
     `num_tokens` counts generated tokens this piece stands for (EOS and a cut stop string's tokens included), so that
     the sum over a choice is its completion_tokens. `token_ids` may be empty where the engine does not know them.
@@ -228,6 +256,8 @@ class TextDelta:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
+    reasoning: str = ""  # what the model thought before its answer
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +267,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion tokens
 
 
 @dataclass(frozen=True, slots=True)

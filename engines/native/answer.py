@@ -12,6 +12,7 @@ from engines.api import ChatPrompt, Done, GenerationEvent, GenerationRequest, Pr
 from engines.errors import GenerationFailed, HeadraceError, InvalidRequest, Overloaded
 from engines.native.choice import Choice, token_logprob
 from engines.native.core_client import CoreClient
+from engines.native.dialect import AnswerPlan
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import FINISH_ERROR, FINISH_REFUSED, TokenOutput
 
@@ -19,10 +20,12 @@ from engines.native.types import FINISH_ERROR, FINISH_REFUSED, TokenOutput
 class Answer:
     """The events of one request on their way from the socket's reader to the request's generator."""
 
-    def __init__(self, request: GenerationRequest, token_ids: list[int], tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: GenerationRequest, token_ids: list[int], tokenizer: Tokenizer, plan: AnswerPlan
+    ) -> None:
         after_text = not isinstance(request.prompt, ChatPrompt)
         self.choices = [
-            Choice(index, request.sampling, tokenizer, stream=request.stream, after_text=after_text)
+            Choice(index, request.sampling, tokenizer, stream=request.stream, after_text=after_text, plan=plan)
             for index in range(request.n)
         ]
         self._request = request
@@ -65,7 +68,9 @@ class Answer:
     def refuse(self, reason: str) -> None:
         """The core cannot honour the request's grammar, which it says before the first token."""
         output = self._request.structured_output
-        field = None if output is None else output.field
+        prompt = self._request.prompt
+        has_tools = isinstance(prompt, ChatPrompt) and prompt.tools
+        field = output.field if output is not None else "tools" if has_tools else "thinking_token_budget"
         self.fail(InvalidRequest(f"{field}: {reason}", field=field))
 
     def _start(self, output: TokenOutput) -> None:
@@ -90,6 +95,7 @@ class Answer:
             prompt_tokens=len(self._prompt_ids),
             completion_tokens=sum(choice.num_tokens for choice in self.choices),
             cached_tokens=self._cached_tokens,
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
         )
 
     def _wake(self) -> None:

@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any, Literal, cast
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -125,6 +125,14 @@ class ChatTemplate:
 def compiled_template(source: str) -> ChatTemplate:
     """The template of this source, compiled once. Sources come from files, so there are few."""
     return ChatTemplate(source)
+
+
+def uses_tools(source: str) -> bool:
+    """Whether a template shows the model its tools. False for a source that isn't valid Jinja."""
+    try:
+        return "tools" in meta.find_undeclared_variables(_environment().parse(source))
+    except jinja2.TemplateError:
+        return False
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections import deque
 
 from engines.api import Finish, SamplingParams, TextDelta, TokenLogprob, TopLogprob
+from engines.native.answer_text import AnswerText, Said
 from engines.native.detokenizer import Detokenizer
+from engines.native.dialect import AnswerPlan
 from engines.native.stop_sequences import StopMatcher
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import FINISH_COMPLETE, FINISH_LENGTH, FINISH_STOP, LogprobRow, TokenOutput
+
+NOTHING_PLANNED = AnswerPlan()
 
 
 def token_logprob(row: LogprobRow, tokenizer: Tokenizer) -> TokenLogprob:
@@ -45,18 +49,25 @@ class Choice:
     """
 
     def __init__(
-        self, index: int, sampling: SamplingParams, tokenizer: Tokenizer, *, stream: bool, after_text: bool
+        self,
+        index: int,
+        sampling: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        stream: bool,
+        after_text: bool,
+        plan: AnswerPlan = NOTHING_PLANNED,
     ) -> None:
         self.index = index
         self.finished = False
-        self.num_tokens = 0
+        self.num_tokens = self.num_reasoning_tokens = 0
         self._tokenizer = tokenizer
         self._stream = stream
         self._min_tokens = sampling.min_tokens
         self._include_stop = sampling.include_stop_str_in_output
         self._detokenizer = Detokenizer(
             tokenizer,
-            skip_special_tokens=sampling.skip_special_tokens,
+            skip_special_tokens=sampling.skip_special_tokens and not plan.shows_special,
             spaces_between_special_tokens=sampling.spaces_between_special_tokens,
             after_text=after_text,
         )
@@ -66,6 +77,7 @@ class Choice:
         self._held_logprobs: deque[tuple[int, TokenLogprob]] = deque()  # with the character their token starts at
         # Said by the next delta: text may be held back, and a whole answer is one delta.
         self._texts: list[str] = []
+        self._reader = plan.reader()  # takes the place of _texts where not all text is answer
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
 
@@ -91,9 +103,7 @@ class Choice:
         elif output.finish == FINISH_LENGTH:
             finish = Finish("length")
         if finish is not None and matched is None and self._matcher is not None:
-            rest = self._matcher.flush()
-            self._texts.append(rest)
-            self._num_shown += len(rest)
+            self._say(self._matcher.flush())
         self._release_logprobs(everything=finish is not None and matched is None)
         return self._delta(finish)
 
@@ -104,9 +114,18 @@ class Choice:
         matched = None
         if self._matcher is not None and self.num_tokens > self._min_tokens:
             text, matched = self._matcher.push(text)
-        self._texts.append(text)
-        self._num_shown += len(text)
+        was_thinking = self._reader is not None and self._reader.is_thinking
+        self._say(text)
+        if was_thinking or (self._reader is not None and self._reader.is_thinking):
+            self.num_reasoning_tokens += num_new_tokens  # the tags are part of it
         return matched
+
+    def _say(self, text: str) -> None:
+        self._num_shown += len(text)
+        if self._reader is None:
+            self._texts.append(text)
+        else:
+            self._reader.push(text)
 
     def _release_logprobs(self, *, everything: bool) -> None:
         """Those whose token starts in text that is shown; after a stop sequence the rest is never said."""
@@ -115,16 +134,32 @@ class Choice:
             self._logprobs.append(held.popleft()[1])
 
     def _delta(self, finish: Finish | None) -> TextDelta | None:
+        if self._reader is not None:
+            return self._delta_of(self._reader, finish)
         if finish is None and not (self._stream and (self._logprobs or any(self._texts))):
             return None
+        return self._tell(Said(text="".join(self._texts)), finish)
+
+    def _delta_of(self, reader: AnswerText, finish: Finish | None) -> TextDelta | None:
+        if finish is None and not (self._stream and (self._logprobs or reader.has_news)):
+            return None
+        if finish is not None:
+            reader.finish()
+            if reader.num_calls and finish.reason == "stop":
+                finish = Finish("tool_calls", finish.matched)
+        return self._tell(reader.take(), finish)
+
+    def _tell(self, said: Said, finish: Finish | None) -> TextDelta:
         self.finished = finish is not None
         delta = TextDelta(
             index=self.index,
-            text="".join(self._texts),
+            text=said.text,
             num_tokens=len(self._token_ids),
             token_ids=tuple(self._token_ids),
             logprobs=tuple(self._logprobs),
             finish=finish,
+            reasoning=said.reasoning,
+            tool_calls=said.calls,
         )
         self._texts, self._token_ids, self._logprobs = [], [], []
         return delta

@@ -61,7 +61,7 @@ class EngineCore:
         self._collected_s = 0.0  # when the last step's tokens arrived
 
     def add(self, client: bytes, message: AddSequence) -> None:
-        """Queue a sequence; one with a grammar when that is compiled, which holds up nobody else."""
+        """Queue a sequence; one with a constraint when that is made, which holds up nobody else."""
         sequence = Sequence(
             key=(client, message.seq_id),
             token_ids=list(message.prompt_token_ids),
@@ -69,11 +69,12 @@ class EngineCore:
             params=message.params,
             salt=message.cache_salt,
         )
-        if message.grammar is None:
+        if message.grammar is None and message.thinking is None:
             self._scheduler.add(sequence)
         else:
             assert self._constraints is not None, "this core was built without grammars"
-            self._compiling[sequence.key] = (sequence, self._constraints.request(message.grammar))
+            future = self._constraints.request(message.grammar, message.thinking)
+            self._compiling[sequence.key] = (sequence, future)
 
     def abort(self, client: bytes, seq_ids: tuple[int, ...]) -> None:
         for seq_id in seq_ids:

@@ -33,10 +33,9 @@ from engines.api import (
 )
 from engines.errors import EngineUnavailable, InvalidRequest
 from engines.native.answer import Answer, ChoiceSink
-from engines.native.chat_template import TemplateError
 from engines.native.core_client import CoreClient
+from engines.native.dialect import Dialect
 from engines.native.generation_config import GenerationConfig, load_generation_config
-from engines.native.grammar.spec import grammar_spec
 from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params
 from engines.native.tokenizer import Tokenizer, valid_text
@@ -47,7 +46,6 @@ from engines.native.weights.resolve import resolve_model
 
 _INLINE_CHARS = 4096  # shorter prompts are tokenized on the event loop: a thread's hand-over costs more
 _TOKENIZER_THREADS = 4
-_TEMPLATE_PARAMETERS = {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template"}
 _RESTART_DELAYS_S = (0.5, 1, 2, 5, 10, 30)
 _Result = TypeVar("_Result")
 
@@ -67,6 +65,7 @@ class NativeEngine:
         self._created = int(time.time())
         self._model = section.model
         self._tokenizer: Tokenizer
+        self._dialect: Dialect
         self._defaults: GenerationConfig
 
     # --- the contract: life -------------------------------------------------------------------------------------------
@@ -92,6 +91,7 @@ class NativeEngine:
             self._tokenizer = Tokenizer.load(path, chat_template=_chat_template(self._section.chat_template))
         except (ValueError, OSError) as error:
             raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
+        self._dialect = Dialect(self._tokenizer, self._section.tool_parser, self._section.reasoning_parser)
         models_own = self._section.generation_defaults == "model"
         self._defaults = load_generation_config(files.path) if models_own else GenerationConfig()
 
@@ -158,7 +158,7 @@ class NativeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         ready = self._require_ready()
-        token_ids = await self._encode(request.prompt)
+        token_ids, text = await self._encode(request.prompt)
         if request.truncate_prompt_tokens is not None:
             token_ids = token_ids[-request.truncate_prompt_tokens :]
         field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
@@ -171,12 +171,14 @@ class NativeEngine:
             defaults=self._defaults,
             watermark=requested(request.sampling.watermark, self._section),
         )
-        grammar = None if request.structured_output is None else grammar_spec(request.structured_output)
-        answer = Answer(request, token_ids, self._tokenizer)
+        plan = self._dialect.plan(request, text)
+        answer = Answer(request, token_ids, self._tokenizer, plan)
         seq_ids = [self._client.new_seq_id() for _ in params]
         try:
             for seq_id, choice_params, choice in zip(seq_ids, params, answer.choices, strict=True):
-                message = AddSequence(seq_id, tuple(token_ids), choice_params, request.cache_salt, grammar)
+                message = AddSequence(
+                    seq_id, tuple(token_ids), choice_params, request.cache_salt, plan.grammar, plan.thinking
+                )
                 self._client.submit(message, ChoiceSink(answer, choice, seq_id, self._client))
             while True:
                 for event in await answer.next_events():
@@ -189,7 +191,7 @@ class NativeEngine:
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         ready = self._require_ready()
         if not with_texts:
-            return Tokenized(tuple(await self._encode(prompt)), ready.max_model_len)
+            return Tokenized(tuple((await self._encode(prompt))[0]), ready.max_model_len)
         if isinstance(prompt, TokensPrompt):
             text, ids, offsets = "", list(prompt.token_ids), list[tuple[int, int]]()
         else:
@@ -211,7 +213,7 @@ class NativeEngine:
     ) -> WatermarkReport:
         ready = self._require_ready()
         test = detector(watermark, self._section, ready.vocab_size)
-        token_ids = await self._encode(content)
+        token_ids, _ = await self._encode(content)
         field = "text" if isinstance(content, TextPrompt) else "tokens"
         if len(token_ids) > test.max_tokens:
             raise InvalidRequest(
@@ -239,10 +241,10 @@ class NativeEngine:
             raise EngineUnavailable(self._client.failure or "The engine is starting; try again shortly.")
         return ready
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids; long ones are worked on in a thread, off the event loop."""
+    async def _encode(self, prompt: Prompt) -> tuple[list[int], str]:
+        """A prompt's token ids and its text; long ones are worked on in a thread, off the event loop."""
         if isinstance(prompt, TokensPrompt):
-            return list(prompt.token_ids)
+            return list(prompt.token_ids), ""
         return await self._in_thread_if_long(prompt, self._encode_now)
 
     async def _in_thread_if_long(
@@ -252,29 +254,23 @@ class NativeEngine:
             return work(prompt)
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, prompt)
 
-    def _encode_now(self, prompt: TextPrompt | ChatPrompt) -> list[int]:
-        return self._tokenizer.encode(self._text_of(prompt), add_special_tokens=prompt.add_special_tokens)
+    def _encode_now(self, prompt: TextPrompt | ChatPrompt) -> tuple[list[int], str]:
+        text = self._text_of(prompt)
+        return self._tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens), text
 
     def _encode_with_offsets_now(self, prompt: TextPrompt | ChatPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
         text = valid_text(self._text_of(prompt))
         return text, *self._tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
 
     def _text_of(self, prompt: TextPrompt | ChatPrompt) -> str:
-        if isinstance(prompt, TextPrompt):
-            return prompt.text
-        if taken := _TEMPLATE_PARAMETERS & prompt.template_kwargs.keys():
-            field = f"chat_template_kwargs.{min(taken)}"
-            raise InvalidRequest(f"{field}: that is a field of its own.", field=field)
-        try:
-            return self._tokenizer.apply_chat_template(
-                prompt.messages,
-                tools=prompt.tools,
-                add_generation_prompt=prompt.add_generation_prompt,
-                continue_final_message=prompt.continue_final_message,
-                **prompt.template_kwargs,
-            )
-        except TemplateError as error:
-            raise InvalidRequest(f"messages: {error}", field="messages", code="template_error") from error
+        return prompt.text if isinstance(prompt, TextPrompt) else self._dialect.render(prompt)
+
+
+def _size(prompt: TextPrompt | ChatPrompt) -> int:
+    """Characters, roughly: enough to tell a short prompt from a long one."""
+    if isinstance(prompt, TextPrompt):
+        return len(prompt.text)
+    return sum(len(str(message.get("content"))) for message in prompt.messages) + len(str(prompt.tools or ""))
 
 
 def _chat_template(path: Path | None) -> str | None:
@@ -288,10 +284,3 @@ def _chat_template(path: Path | None) -> str | None:
     if not isinstance(template, str):
         raise ValueError(f"{path} holds no chat_template")
     return template
-
-
-def _size(prompt: TextPrompt | ChatPrompt) -> int:
-    """Characters, roughly: enough to tell a short prompt from a long one."""
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    return sum(len(str(message.get("content"))) for message in prompt.messages)

@@ -136,6 +136,10 @@ class Tokenizer:
             variables={**self._special_tokens, **variables},
         )
 
+    def template_source(self, *, with_tools: bool) -> str:
+        """The template that a conversation is rendered with, "" where the model has none."""
+        return self._template_source(None, with_tools) if self._templates else ""
+
     def _template_source(self, name: str | None, with_tools: bool) -> str:
         if not self._templates:
             raise TemplateError("this model has no chat template; it can complete plain text only")

@@ -80,6 +80,19 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
 
 
+class ThinkingSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Reasoning comes before the answer: a grammar begins to bind after its closing tag.
+
+    `is_inside`: the prompt opened it already; else it may open it, at the very start. `budget`: tokens after which it
+    is closed, -1 = no limit.
+    """
+
+    opening: str
+    closing: str
+    is_inside: bool
+    budget: int = -1
+
+
 class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """One choice to generate. `seq_id` is unique per client for its lifetime."""
 
@@ -88,6 +101,7 @@ class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=Fal
     params: TokenParams
     cache_salt: str = ""
     grammar: GrammarSpec | None = None
+    thinking: ThinkingSpec | None = None
 
 
 class AbortSequences(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):

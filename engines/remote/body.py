@@ -23,6 +23,7 @@ from engines.api import (
     StructuredOutput,
     TextPrompt,
     TokensPrompt,
+    ToolChoice,
     WatermarkParams,
 )
 from engines.errors import UnsupportedByEngine
@@ -69,6 +70,10 @@ def encode_body(request: GenerationRequest, *, model: str, chat_max_tokens_field
         body |= _chat_logprobs(request.sampling.logprobs) if is_chat else {"logprobs": request.sampling.logprobs}
     if request.structured_output is not None:
         body |= _structured_output(request.structured_output)
+    if isinstance(request.prompt, ChatPrompt) and request.prompt.tools:
+        body |= {"tools": request.prompt.tools, **_tool_choice(request.tool_choice)}
+    if request.thinking_budget is not None:
+        body["thinking_token_budget"] = request.thinking_budget
     if request.n != 1:
         body["n"] = request.n
     if request.truncate_prompt_tokens is not None:
@@ -87,8 +92,6 @@ def _check_expressible(request: GenerationRequest) -> None:
             "(prompt_logprobs, or echo together with logprobs).",
             field="prompt_logprobs",
         )
-    if isinstance(request.prompt, ChatPrompt) and request.prompt.tools:
-        raise UnsupportedByEngine("A remote engine does not bring back tool calls.", field="tools")
 
 
 def _prompt_fields(request: GenerationRequest) -> dict[str, Any]:
@@ -148,6 +151,17 @@ def _structured_output(output: StructuredOutput) -> dict[str, Any]:
             return {"structured_outputs": {"choice": choices}}
         case Grammar(text):
             return {"structured_outputs": {"grammar": text}}
+
+
+def _tool_choice(choice: ToolChoice) -> dict[str, Any]:
+    fields: dict[str, Any] = {} if choice.parallel else {"parallel_tool_calls": False}
+    match choice.mode:
+        case "named":
+            return fields | {"tool_choice": {"type": "function", "function": {"name": choice.name}}}
+        case "auto":
+            return fields
+        case mode:
+            return fields | {"tool_choice": mode}
 
 
 def _chat_logprobs(alternatives: int) -> dict[str, Any]:

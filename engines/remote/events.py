@@ -22,6 +22,7 @@ from engines.api import (
     Started,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from engines.errors import UpstreamError
@@ -29,7 +30,13 @@ from engines.remote.logprobs import chat_logprobs, completion_logprobs
 from engines.remote.wire import Answer, Choice, Message, UpstreamUsage, decode_answer
 
 DONE = b"[DONE]"
-_REASONS: dict[str, FinishReason] = {"stop": "stop", "eos_token": "stop", "stop_sequence": "stop", "length": "length"}
+_REASONS: dict[str, FinishReason] = {
+    "stop": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "tool_calls": "tool_calls",
+}
 
 
 class AnswerReader:
@@ -60,6 +67,11 @@ class AnswerReader:
         details = self._usage.prompt_tokens_details if self._usage else None
         return (details.cached_tokens or 0) if details else 0
 
+    @property
+    def _reasoning_tokens(self) -> int:
+        details = self._usage.completion_tokens_details if self._usage else None
+        return (details.reasoning_tokens or 0) if details else 0
+
     def decode(self, data: bytes) -> Answer:
         """Raises UpstreamError for an error in the answer's place, and for what is no answer at all."""
         try:
@@ -81,21 +93,23 @@ class AnswerReader:
 
     def _delta(self, choice: Choice) -> TextDelta | None:
         message = choice.delta or choice.message
-        text = choice.text or ""
+        text, reasoning, calls = choice.text or "", "", ()
         if message is not None:
-            _refuse_calls(message)
+            _refuse_function_call(message)
             text = message.content or message.refusal or ""
+            reasoning = message.reasoning or message.reasoning_content or ""
+            calls = _calls(message)
         finish = self._finish(choice) if choice.finish_reason else None
         logprobs = self._logprobs(choice) if self._wanted_logprobs is not None else ()
-        if not text and finish is None and not logprobs:
+        if not (text or reasoning or calls or logprobs) and finish is None:
             return None
         if choice.index in self._finished:
             raise UpstreamError("The upstream went on with a choice that it had finished.")
         if finish is not None:
             self._finished.add(choice.index)
-        num_tokens = self._num_tokens(choice, text, logprobs)
+        num_tokens = self._num_tokens(choice, bool(text or reasoning or calls), logprobs)
         self._generated += num_tokens
-        return TextDelta(choice.index, text, num_tokens, choice.token_ids or (), logprobs, finish)
+        return TextDelta(choice.index, text, num_tokens, choice.token_ids or (), logprobs, finish, reasoning, calls)
 
     def _finish(self, choice: Choice) -> Finish:
         reason = _REASONS.get(choice.finish_reason or "", "abort")
@@ -108,12 +122,12 @@ class AnswerReader:
         except msgspec.MsgspecError as error:
             raise UpstreamError(f"The upstream sent log-probabilities of an unknown shape: {error}") from error
 
-    def _num_tokens(self, choice: Choice, text: str, logprobs: tuple[TokenLogprob, ...]) -> int:
+    def _num_tokens(self, choice: Choice, says_something: bool, logprobs: tuple[TokenLogprob, ...]) -> int:
         if logprobs or choice.token_ids:
             return len(choice.token_ids or logprobs)
         if not self._streamed and self._n == 1 and self._usage is not None:
             return self._usage.completion_tokens
-        return 1 if text else 0
+        return int(says_something)
 
     def started(self, prompt: PromptDetails | None) -> Started:
         return Started(prompt_tokens=self.prompt_tokens, cached_tokens=self.cached_tokens, prompt=prompt)
@@ -128,13 +142,27 @@ class AnswerReader:
                 prompt_tokens=self.prompt_tokens,
                 completion_tokens=self.completion_tokens,
                 cached_tokens=self.cached_tokens,
+                reasoning_tokens=self._reasoning_tokens,
             )
         )
 
 
-def _refuse_calls(message: Message) -> None:
-    if message.calls_tools:
-        raise UpstreamError("The upstream answered with tool calls, which a remote engine does not bring back.")
+def _calls(message: Message) -> tuple[ToolCallDelta, ...]:
+    """Pieces as they come; whole calls have no index, so they count themselves."""
+    return tuple(
+        ToolCallDelta(
+            position if piece.index is None else piece.index,
+            (piece.function.arguments or "") if piece.function else "",
+            piece.id or None,
+            (piece.function.name or None) if piece.function else None,
+        )
+        for position, piece in enumerate(message.tool_calls or ())
+    )
+
+
+def _refuse_function_call(message: Message) -> None:
+    if message.calls_function:
+        raise UpstreamError("The upstream answered with a function_call, which a remote engine does not bring back.")
 
 
 def error_from(error: object, status: int = 0) -> UpstreamError:

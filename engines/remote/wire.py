@@ -13,18 +13,33 @@ import msgspec
 _ABSENT = msgspec.Raw()
 
 
+class FunctionPiece(msgspec.Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallPiece(msgspec.Struct, gc=False):
+    """A piece of a tool call in a stream, or a whole one, which has no index."""
+
+    index: int | None = None
+    id: str | None = None
+    function: FunctionPiece | None = None
+
+
 class Message(msgspec.Struct, gc=False):
-    """A streamed `delta` or a whole `message`."""
+    """A streamed `delta` or a whole `message`. Upstreams tell reasoning by either of its two names, or by both."""
 
     content: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw = _ABSENT
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallPiece] | None = None
     function_call: msgspec.Raw = _ABSENT
 
     @property
-    def calls_tools(self) -> bool:
-        """Whether the upstream answered with calls, which our events cannot carry."""
-        return any(bytes(raw) not in (b"", b"null", b"[]") for raw in (self.tool_calls, self.function_call))
+    def calls_function(self) -> bool:
+        """Whether the upstream answered with OpenAI's deprecated function_call, which our events cannot carry."""
+        return bytes(self.function_call) not in (b"", b"null")
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -42,10 +57,15 @@ class PromptTokensDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
 
 
+class CompletionTokensDetails(msgspec.Struct, gc=False):
+    reasoning_tokens: int | None = None
+
+
 class UpstreamUsage(msgspec.Struct, gc=False):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class Answer(msgspec.Struct, gc=False):

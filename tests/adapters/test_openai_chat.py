@@ -66,10 +66,11 @@ def test_the_final_message_is_continued_instead_of_answered() -> None:
 
 
 def test_reasoning_effort_goes_to_the_template_and_to_an_upstream() -> None:
-    assert chat_prompt(reasoning_effort="low").template_kwargs == {"reasoning_effort": "low"}
+    assert chat_prompt(reasoning_effort="low").template_kwargs == {"reasoning_effort": "low", "enable_thinking": True}
+    assert chat_prompt(reasoning_effort="none").template_kwargs["enable_thinking"] is False
     assert chat(reasoning_effort="low").requests[0].forwarded == {"reasoning_effort": "low"}
     both = chat_prompt(reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "mine", "x": [1]})
-    assert both.template_kwargs == {"reasoning_effort": "mine", "x": [1]}
+    assert both.template_kwargs == {"reasoning_effort": "mine", "enable_thinking": True, "x": [1]}
 
 
 def test_messages_lose_their_nulls_and_keep_the_rest() -> None:

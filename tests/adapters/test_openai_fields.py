@@ -37,10 +37,13 @@ from adapters.openai_chat import ChatAdapter
 from adapters.openai_chat_types import ChatCompletionRequest
 from adapters.openai_completion_types import CompletionRequest
 from adapters.openai_completions import CompletionsAdapter
+from engines.api import Finish, TextDelta
 from engines.errors import InvalidRequest
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "Hi"}
+
+TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": {"name": "f"}}]}
 
 # A value for each honoured field that must change what is asked of an engine or how its answer is told.
 # NEEDS: what a field needs beside it.
@@ -86,6 +89,11 @@ HONOURED_IN_CHAT = BOTH | {
     "logprobs": True,
     "top_logprobs": 2,
     "reasoning_effort": "low",
+    "thinking_token_budget": 5,
+    "include_reasoning": False,
+    "tools": TOOLS["tools"],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
     "add_generation_prompt": False,
     "continue_final_message": True,
     "chat_template_kwargs": {"x": 1},
@@ -98,7 +106,12 @@ HONOURED_IN_COMPLETIONS = BOTH | {
     "logprobs": 2,
     "add_special_tokens": False,
 }
-NEEDS: dict[str, dict[str, Any]] = {"stream_options": {"stream": True}, "top_logprobs": {"logprobs": True}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "stream_options": {"stream": True},
+    "top_logprobs": {"logprobs": True},
+    "tool_choice": TOOLS,
+    "parallel_tool_calls": TOOLS,
+}
 
 NO_EFFECT_VALUES: dict[str, Any] = {
     "user": "u",
@@ -114,8 +127,6 @@ NO_EFFECT_VALUES: dict[str, Any] = {
 }
 # For each refused field a value that is refused, and those that ask for nothing.
 REFUSED_VALUES: dict[str, tuple[Any, list[Any]]] = {
-    "tools": ([{"type": "function", "function": {"name": "f"}}], [[]]),
-    "tool_choice": ("required", ["none", "auto"]),
     "functions": ([{"name": "f"}], [[]]),
     "function_call": ({"name": "f"}, ["none", "auto"]),
     "modalities": (["text", "audio"], [["text"]]),
@@ -138,10 +149,11 @@ class Route:
     honoured: dict[str, Any]
 
     def asked(self, body: dict[str, Any], *, forwarded: bool = True) -> tuple[object, ...]:
-        """All that a request body changes: what is asked of the engine, and how a stream ends."""
+        """All that a request body changes: what is asked of the engine, how reasoning is told, how a stream ends."""
         exchange = self.adapter.parse(json.dumps(body).encode(), {}, "r")
         requests = exchange.requests if forwarded else [replace(request, forwarded={}) for request in exchange.requests]
-        return list(requests), exchange.stream, b"usage" in exchange.end()
+        thought = exchange.frame(0, TextDelta(0, "", reasoning="why", finish=Finish("stop")))
+        return list(requests), exchange.stream, b"why" in thought, b"usage" in exchange.end()
 
 
 ROUTES = [

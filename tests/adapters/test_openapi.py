@@ -67,7 +67,7 @@ def test_a_schema_refuses_what_is_refused(name: str, payload: Any) -> None:
 
 def test_the_schemas_say_which_fields_are_refused_or_without_effect() -> None:
     fields = openapi_schemas()["ChatCompletionRequest"]["properties"]
-    assert fields["tools"]["description"].startswith("Refused: ")
+    assert fields["functions"]["description"].startswith("Refused: ")
     assert fields["user"]["description"].startswith("No effect: ")
 
 

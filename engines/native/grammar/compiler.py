@@ -17,6 +17,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import llguidance
@@ -24,16 +25,25 @@ import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
 from engines.errors import HeadraceError
-from engines.native.grammar.constraint import Choosing, GrammarError, Progress, TokenMasks
+from engines.native.grammar.constraint import (
+    Choosing,
+    Free,
+    GrammarError,
+    Limit,
+    Matched,
+    OneToken,
+    Progress,
+    TokenConstraint,
+    TokenMasks,
+)
+from engines.native.grammar.thinking import ThinkingConstraint
 from engines.native.tokenizer import Tokenizer
-from engines.native.types import GrammarSpec
+from engines.native.types import GrammarSpec, ThinkingSpec
 
 MAX_GRAMMARS = 256  # compiled ones that are kept
 _MAX_ERROR_CHARS = 300
 _COMPILER_THREADS = 2
 _MAX_MASK_THREADS = 8
-# A small model may prefer white space for ever; after so much of it the grammar insists on going on.
-_JSON_OPTIONS = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,20}", "lenient": False, "coerce_one_of": False}
 
 LoadVocabulary = Callable[[], tuple[Tokenizer, frozenset[int]]]
 """The tokenizer, and the ids that the model ends with beside those that the tokenizer names."""
@@ -50,6 +60,12 @@ class GrammarConstraint:
     @property
     def error(self) -> str:
         return _first_line(self.matcher.get_error())
+
+    def limit(self) -> Limit:
+        return Matched(self.matcher)
+
+    def limit_or(self, token_id: int) -> Limit:
+        return Matched(self.matcher, token_id)
 
     def advance(self, token_id: int) -> Progress:
         matcher = self.matcher
@@ -69,35 +85,58 @@ class GrammarCompiler:
         self._load = load
         self._vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(_COMPILER_THREADS, thread_name_prefix="grammar")
-        self._vocabulary: Future[llguidance.LLTokenizer] | None = None
+        self._vocabulary: Future[_Vocabulary] | None = None
         self._eos_token_ids: frozenset[int] = frozenset()
+        self._unended = np.zeros(-(-vocab_size // 32), dtype=np.int32)  # every token of the vocabulary but the ends
         self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
         threads = min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
         self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
 
-    def request(self, spec: GrammarSpec) -> Future[GrammarConstraint]:
-        compiled = self._compiled.get(spec)
+    def request(self, grammar: GrammarSpec | None, thinking: ThinkingSpec | None = None) -> Future[TokenConstraint]:
+        if self._vocabulary is None:
+            self._vocabulary = self._threads.submit(self._read_vocabulary)
+        if grammar is None:
+            assert thinking is not None, "there is nothing to constrain"
+            return _then(self._vocabulary, lambda vocabulary: vocabulary.thinking(thinking, None))
+        compiled = self._compiled.get(grammar)
         if compiled is None:
-            if self._vocabulary is None:
-                self._vocabulary = self._threads.submit(self._read_vocabulary)
-            compiled = self._compiled[spec] = self._threads.submit(self._compile, spec, self._vocabulary)
+            compiled = self._compiled[grammar] = self._threads.submit(self._compile, grammar, self._vocabulary)
             if len(self._compiled) > MAX_GRAMMARS:
                 self._compiled.popitem(last=False)
-        self._compiled.move_to_end(spec)
-        return _then(compiled, lambda matcher: GrammarConstraint(matcher.deep_copy()))
+        self._compiled.move_to_end(grammar)
+        vocabulary = self._vocabulary
+
+        def constraint(matcher: llguidance.LLMatcher) -> TokenConstraint:
+            inner = GrammarConstraint(matcher.deep_copy())
+            return inner if thinking is None else vocabulary.result().thinking(thinking, inner)
+
+        return _then(compiled, constraint)
 
     def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
-        bits = np.zeros((len(choosing), -(-self._vocab_size // 32)), dtype=np.int32)
-        matchers = [choice.constraint.matcher for choice in choosing]  # type: ignore[attr-defined]  # all are ours
+        limited = [(choice, limit) for choice in choosing if not isinstance(limit := choice.constraint.limit(), Free)]
+        bits = np.zeros((len(limited), -(-self._vocab_size // 32)), dtype=np.int32)
+        matchers: list[tuple[llguidance.LLMatcher, int]] = []
+        for row, (_, limit) in enumerate(limited):
+            if isinstance(limit, Matched):
+                matchers.append((limit.matcher, row))
+            elif isinstance(limit, OneToken):
+                bits[row, limit.token_id // 32] = _bit(limit.token_id)
+            else:
+                bits[row] = self._unended
+        self._match(matchers, bits)
+        for row, (choice, limit) in zip(bits, limited, strict=True):
+            if isinstance(limit, Matched):
+                self._hold_back_end(row, choice.stop_token_ids)
+                if limit.also >= 0:
+                    row[limit.also // 32] |= _bit(limit.also)
+        return TokenMasks([choice.place for choice, _ in limited], bits)
+
+    def _match(self, matchers: list[tuple[llguidance.LLMatcher, int]], bits: np.ndarray) -> None:
         if self._executor is not None and len(matchers) > 1:
-            pairs = [(matcher, row) for row, matcher in enumerate(matchers)]
-            self._executor.unsafe_compute_mask_ptr(pairs, bits.ctypes.data, bits.strides[0], len(bits))
-        else:
-            for row, matcher in zip(bits, matchers, strict=True):
-                matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        for row, choice in zip(bits, choosing, strict=True):
-            self._hold_back_end(row, choice.stop_token_ids)
-        return TokenMasks([choice.place for choice in choosing], bits)
+            self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, bits.strides[0], len(bits))
+            return
+        for matcher, row in matchers:
+            matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits[row].nbytes)
 
     def _hold_back_end(self, row: np.ndarray, stop_token_ids: frozenset[int]) -> None:
         """Forbid end tokens that do not count now, unless the grammar has nothing else to say."""
@@ -110,7 +149,7 @@ class GrammarCompiler:
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 
-    def _read_vocabulary(self) -> llguidance.LLTokenizer:
+    def _read_vocabulary(self) -> _Vocabulary:
         try:
             tokenizer, more_eos = self._load()
         except (ValueError, OSError, HeadraceError) as error:
@@ -120,14 +159,17 @@ class GrammarCompiler:
         ends = frozenset(token_id for token_id in tokenizer.eos_token_ids | more_eos if token_id < self._vocab_size)
         if not ends:
             raise GrammarError("this model has no end token, so its answers cannot be constrained")
-        wrapper: Any = _Vocabulary(tokenizer, self._vocab_size, ends)
-        vocabulary = llguidance.LLTokenizer(wrapper, eos_token=sorted(ends))
-        self._eos_token_ids = frozenset(vocabulary.eos_tokens)
+        vocabulary = _Vocabulary(tokenizer, self._vocab_size, ends)
+        self._eos_token_ids = ends
+        everything = np.ones(self._unended.size * 32, dtype=bool)
+        everything[[*ends]] = False
+        everything[tokenizer.vocab_size :] = False
+        self._unended = np.packbits(everything, bitorder="little").view(np.int32)
         return vocabulary
 
-    def _compile(self, spec: GrammarSpec, vocabulary: Future[llguidance.LLTokenizer]) -> llguidance.LLMatcher:
+    def _compile(self, spec: GrammarSpec, vocabulary: Future[_Vocabulary]) -> llguidance.LLMatcher:
         # The vocabulary was submitted before and by one of several threads, so that waiting for it ends.
-        matcher = llguidance.LLMatcher(vocabulary.result(), _grammar_text(spec), log_level=0)
+        matcher = llguidance.LLMatcher(vocabulary.result().tokens, _grammar_text(spec), log_level=0)
         if matcher.is_error():
             raise GrammarError(_explain(matcher.get_error()))
         if matcher.is_stopped():
@@ -136,21 +178,39 @@ class GrammarCompiler:
 
 
 class _Vocabulary:
-    """What llguidance asks of a tokenizer."""
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
+    """A tokenizer as the library has it, and what following reasoning needs of it."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self.eos_token_id = min(eos_token_ids)
-        self.special_token_ids = sorted(token_id for token_id in tokenizer.special_ids if token_id < vocab_size)
-        self.tokens = [tokenizer.token_bytes[token_id] for token_id in range(vocab_size)]
+        self._token_bytes = [tokenizer.token_bytes[token_id] for token_id in range(vocab_size)]
+        wrapper: Any = _Wrapper(
+            self._token_bytes,
+            min(eos_token_ids),
+            sorted(token_id for token_id in tokenizer.special_ids if token_id < vocab_size),
+            tokenizer,
+        )
+        self.tokens = llguidance.LLTokenizer(wrapper, eos_token=sorted(eos_token_ids))
+
+    def thinking(self, spec: ThinkingSpec, inner: GrammarConstraint | None) -> ThinkingConstraint:
+        closing = self._tokenizer.encode(f"\n{spec.closing}\n\n", add_special_tokens=False)
+        return ThinkingConstraint(spec, inner, self._token_bytes, self._tokenizer.token_id(spec.opening), closing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapper:
+    """What llguidance asks of a tokenizer."""
+
+    tokens: Sequence[bytes]
+    eos_token_id: int
+    special_token_ids: Sequence[int]
+    tokenizer: Tokenizer
+    bos_token_id: None = None
+    is_tokenizer_wrapper: bool = True
 
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
 
 # --- grammars ---------------------------------------------------------------------------------------------------------
@@ -160,8 +220,7 @@ def _grammar_text(spec: GrammarSpec) -> str:
     """Raises GrammarError for a notation that cannot be read."""
     match spec.kind:
         case "json_schema":
-            schema: Any = json.loads(spec.text)
-            return json.dumps({"grammars": [{"json_schema": with_json_options(schema)}]})
+            return f'{{"grammars": [{{"json_schema": {spec.text}}}]}}'
         case "regex":
             return llguidance.LLMatcher.grammar_from_regex(spec.text)
         case "choice":
@@ -174,13 +233,6 @@ def _grammar_text(spec: GrammarSpec) -> str:
                 return llguidance.LLMatcher.grammar_from_lark(any_to_lark(spec.text))
             except Exception as error:  # the converter raises whatever its parser happens to
                 raise GrammarError(f"it is neither GBNF nor Lark: {_first_line(str(error))}") from error
-
-
-def with_json_options(schema: Any) -> Any:
-    """A schema with our choices for the library, which it reads at the schema's root; a client's own are dropped."""
-    if schema is True:
-        schema = {}
-    return {**schema, "x-guidance": _JSON_OPTIONS} if isinstance(schema, dict) else schema
 
 
 _UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*)\]")

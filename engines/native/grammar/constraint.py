@@ -10,21 +10,59 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.native.types import GrammarSpec
+from engines.native.types import GrammarSpec, ThinkingSpec
 
 Progress = Literal["open", "complete", "failed"]
 """open: more may or must follow. complete: nothing may follow. failed: `error` says why it cannot go on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Any token may come next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unended:
+    """Any token that does not end the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneToken:
+    """This token and no other."""
+
+    token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """What a grammar allows, and `also` beside it where that is a token. `matcher` is the grammar library's."""
+
+    matcher: Any
+    also: int = -1
+
+
+Limit = Free | Unended | OneToken | Matched
+
+
 class TokenConstraint(Protocol):
-    """One sequence's place in its grammar. Lives as long as the sequence and outlives preemption."""
+    """What limits one sequence's tokens. Lives as long as the sequence and outlives preemption."""
 
     @property
     def error(self) -> str: ...
 
+    def limit(self) -> Limit:
+        """What may come next."""
+        ...
+
     def advance(self, token_id: int) -> Progress:
         """Take in the token that was sampled."""
         ...
+
+
+class Answering(TokenConstraint, Protocol):
+    """A constraint that another token may stand in for, before it has begun."""
+
+    def limit_or(self, token_id: int) -> Limit: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +97,10 @@ class GrammarError(ValueError):
 class Constraints(Protocol):
     """Makes constraints from what clients asked for, and masks from constraints."""
 
-    def request(self, spec: GrammarSpec) -> Future[Any]:
+    def request(self, grammar: GrammarSpec | None, thinking: ThinkingSpec | None) -> Future[Any]:
         """A TokenConstraint in its own time, or GrammarError. Never blocks."""
         ...
 
-    def masks(self, choosing: Sequence[Choosing]) -> TokenMasks: ...
+    def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
+        """Only of those whose next token is limited."""
+        ...

@@ -6,7 +6,22 @@ from typing import Any
 
 import pytest
 
-from engines.api import ChatPrompt, GenerationRequest, Prompt, SamplingParams, TextPrompt, TokensPrompt, WatermarkParams
+from engines.api import (
+    ChatPrompt,
+    GenerationRequest,
+    Grammar,
+    JsonObject,
+    JsonSchema,
+    OneOf,
+    Prompt,
+    Regex,
+    SamplingParams,
+    StructuredOutput,
+    TextPrompt,
+    TokensPrompt,
+    ToolChoice,
+    WatermarkParams,
+)
 from engines.errors import UnsupportedByEngine
 from engines.remote.body import encode_body, path_of
 
@@ -114,18 +129,56 @@ def test_text_prompt_without_special_tokens_says_so():
     }
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"sampling": SamplingParams(prompt_logprobs=0)}, "prompt_logprobs"),
-        ({"prompt": ChatPrompt(messages=CHAT.messages, tools=({"type": "function"},))}, "tools"),
-    ],
-    ids=["prompt_logprobs", "tools"],
-)
-def test_what_an_answer_could_not_bring_back_is_refused_by_name(fields: dict[str, Any], field: str):
+def test_what_an_answer_could_not_bring_back_is_refused_by_name():
     with pytest.raises(UnsupportedByEngine) as caught:
-        sent(**fields)
-    assert caught.value.field == field
+        sent(sampling=SamplingParams(prompt_logprobs=0))
+    assert caught.value.field == "prompt_logprobs"
+
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (ToolChoice(), {}),
+        (ToolChoice("required"), {"tool_choice": "required"}),
+        (ToolChoice("named", "f"), {"tool_choice": {"type": "function", "function": {"name": "f"}}}),
+        (ToolChoice(parallel=False), {"parallel_tool_calls": False}),
+    ],
+    ids=["auto", "required", "named", "one call"],
+)
+def test_tools_and_the_choice_among_them_are_sent(choice: ToolChoice, expected: dict[str, Any]):
+    with_tools = dataclasses.replace(CHAT, tools=(TOOL,))
+    assert sent(with_tools, tool_choice=choice) == sent() | {"tools": [TOOL]} | expected
+    assert sent(tool_choice=choice) == sent()
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (JsonObject(), {"response_format": {"type": "json_object"}}),
+        (
+            JsonSchema({"type": "null"}, "n", strict=True),
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"type": "null"}, "strict": True},
+                }
+            },
+        ),
+        (Regex("a"), {"structured_outputs": {"regex": "a"}}),
+        (OneOf(("a", "b")), {"structured_outputs": {"choice": ["a", "b"]}}),
+        (Grammar("g"), {"structured_outputs": {"grammar": "g"}}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_form_is_sent_in_the_field_that_has_it(form: Any, expected: dict[str, Any]):
+    assert sent(structured_output=StructuredOutput(form, "f")) == sent() | expected
+
+
+def test_a_thinking_budget_is_sent():
+    assert sent(thinking_budget=5) == sent() | {"thinking_token_budget": 5}
 
 
 def test_route_follows_the_prompt():

@@ -26,6 +26,7 @@ from engines.api import (
     Tokenized,
     TokenLogprob,
     TokensPrompt,
+    ToolCallDelta,
     TopLogprob,
     Usage,
 )
@@ -115,6 +116,43 @@ async def test_streamed_chat_becomes_events():
         TextDelta(0, "", 0, finish=Finish("stop")),
         Done(Usage(prompt_tokens=9, completion_tokens=3, cached_tokens=4)),
     ]
+
+
+def call_chunk(index: int, **call: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [{"index": index, **call}]}, "finish_reason": None}]}
+
+
+async def test_streamed_reasoning_and_tool_calls_become_events():
+    body = sse(
+        ROLE,
+        {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm", "reasoning": "Hm"}}]},
+        call_chunk(0, id="c1", type="function", function={"name": "f", "arguments": ""}),
+        call_chunk(0, function={"arguments": "{}"}),
+        call_chunk(1, id="c2", type="function", function={"name": "g", "arguments": "{}"}),
+        chat_chunk(finish="tool_calls"),
+        {"choices": [], "usage": USAGE["usage"] | {"completion_tokens_details": {"reasoning_tokens": 2}}},
+        "[DONE]",
+    )
+    assert await events(engine(streaming(body)), request()) == [
+        Started(prompt_tokens=0),
+        TextDelta(0, "", 1, reasoning="Hm"),
+        TextDelta(0, "", 1, tool_calls=(ToolCallDelta(0, "", "c1", "f"),)),
+        TextDelta(0, "", 1, tool_calls=(ToolCallDelta(0, "{}"),)),
+        TextDelta(0, "", 1, tool_calls=(ToolCallDelta(1, "{}", "c2", "g"),)),
+        TextDelta(0, "", 0, finish=Finish("tool_calls")),
+        Done(Usage(prompt_tokens=9, completion_tokens=3, cached_tokens=4, reasoning_tokens=2)),
+    ]
+
+
+async def test_whole_tool_calls_become_one_event():
+    calls = [{"id": f"c{i}", "type": "function", "function": {"name": "f", "arguments": "{}"}} for i in range(2)]
+    message = {"role": "assistant", "content": None, "reasoning": "Hm", "tool_calls": calls}
+    answer = {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}], "usage": USAGE["usage"]}
+    _, delta, _ = await events(engine(whole(answer)), request(stream=False))
+    assert isinstance(delta, TextDelta)
+    assert delta.reasoning == "Hm"
+    assert delta.tool_calls == (ToolCallDelta(0, "{}", "c0", "f"), ToolCallDelta(1, "{}", "c1", "f"))
+    assert delta.finish == Finish("tool_calls")
 
 
 async def test_streamed_completion_becomes_events():
@@ -285,9 +323,9 @@ async def test_error_as_the_first_event_comes_before_started():
         (sse("not json"), "not an OpenAI answer"),
         (sse({"choices": [{"delta": {"content": 5}}]}), "not an OpenAI answer"),
         (sse(chat_chunk("a", "stop"), chat_chunk("b")), "went on with a choice"),
-        (sse({"choices": [{"delta": {"tool_calls": [{"id": "c"}]}}]}), "tool calls"),
+        (sse({"choices": [{"delta": {"function_call": {"name": "f"}}}]}), "function_call"),
     ],
-    ids=["cut", "done too early", "empty", "not json", "wrong type", "after the end", "tool calls"],
+    ids=["cut", "done too early", "empty", "not json", "wrong type", "after the end", "function_call"],
 )
 async def test_broken_stream_is_an_error(body: bytes, words: str):
     _, error = await failure(engine(streaming(body)))

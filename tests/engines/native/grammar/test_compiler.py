@@ -205,6 +205,12 @@ def test_a_tokenizer_that_cannot_be_constrained_refuses_every_grammar(tmp_path: 
                 future.result()
 
 
-def test_a_schema_reaches_the_core_with_its_values_unchanged():
-    schema = {"const": {"uniqueItems": False}, "enum": [{"discriminator": 1, "oneOf": []}], "properties": {"é": {}}}
-    assert json.loads(grammar_spec(StructuredOutput(JsonSchema(schema), "f")).text) == schema
+def test_a_schema_reaches_the_core_with_its_values_and_names_unchanged():
+    schema = {
+        "const": {"uniqueItems": False},
+        "enum": [{"discriminator": 1, "oneOf": []}],
+        "properties": {"é": {}, "uniqueItems": False, "discriminator": {"uniqueItems": True}, "oneOf": {}},
+    }
+    sent = json.loads(grammar_spec(StructuredOutput(JsonSchema({**schema, "uniqueItems": False}), "f")).text)
+    assert sent.pop("x-guidance")
+    assert sent == schema

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engines.native.block_pool import BlockPool
 from engines.native.core import EngineCore
-from engines.native.grammar.constraint import Choosing, GrammarError, Progress, TokenMasks
+from engines.native.grammar.constraint import Choosing, GrammarError, Limit, Matched, Progress, TokenMasks
 from engines.native.scheduler import Scheduler, SchedulerLimits
 from engines.native.types import (
     FINISH_COMPLETE,
@@ -27,6 +27,7 @@ from engines.native.types import (
     FINISH_STOP,
     AddSequence,
     GrammarSpec,
+    ThinkingSpec,
     TokenParams,
 )
 from tests.engines.native.scripted_runner import ScriptedRunner, allowed_token, next_token
@@ -47,6 +48,9 @@ class Chain:
         last = self.tokens[-1] if self.tokens else 0
         return {(last + step) % VOCAB for step in range(1, self.stride + 1)}
 
+    def limit(self) -> Limit:
+        return Matched(self)
+
     def advance(self, token_id: int) -> Progress:
         if token_id not in self.allowed():
             self.error = f"{token_id} after {self.tokens}"
@@ -61,9 +65,11 @@ class Chains:
     def __init__(self) -> None:
         self.pending: list[tuple[Future[Chain], str]] = []
 
-    def request(self, spec: GrammarSpec) -> Future[Chain]:
+    def request(self, grammar: GrammarSpec | None, thinking: ThinkingSpec | None) -> Future[Chain]:
+        assert grammar is not None
+        assert thinking is None
         future: Future[Chain] = Future()
-        self.pending.append((future, spec.text))
+        self.pending.append((future, grammar.text))
         return future
 
     def finish_one(self) -> None:
