@@ -70,7 +70,7 @@ def test_stream_asks_for_usage():
 
 def test_every_sampling_field_is_sent_or_refused():
     names = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert names == SAMPLING.keys() | {"prompt_logprobs"}
+    assert names == SAMPLING.keys() | {"prompt_logprobs", "logprobs_optional"}
 
 
 @pytest.mark.parametrize("name", SAMPLING)
