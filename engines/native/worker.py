@@ -193,7 +193,7 @@ def main() -> int:
     if section.tensor_parallel_size > 1:
         from engines.native.distributed.leader import run_leader
 
-        return run_leader(server, section)
+        run_leader(server, section)
     return run(server, section)
 
 

@@ -10,7 +10,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from config.engines import NativeSettings
 from engines.native.distributed.member import refuse_unsplittable
@@ -27,8 +27,21 @@ T = TypeVar("T")
 _TURN_S = 3.0  # the main thread gives up its turn within a second, even when idle
 
 
-def run_leader(server: CoreServer, section: NativeSettings) -> int:
-    """worker.run with ranks; returns the exit code."""
+def run_leader(server: CoreServer, section: NativeSettings) -> NoReturn:
+    """worker.run with ranks. Ends the process at once: libraries that take leave of the other ranks would wait."""
+    code = 2
+    try:
+        code = _run(server, section)
+    except SystemExit:  # told to end
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _run(server: CoreServer, section: NativeSettings) -> int:
+    """Returns the exit code, as worker.run."""
     turn = threading.Lock()  # who holds it may use the socket
 
     def give_up(message: str) -> None:

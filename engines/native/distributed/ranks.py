@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from config.engines import NativeSettings
@@ -121,6 +121,29 @@ class Ranks:
         if self._step_s and self._leading is not None and self._leading.busy_s > self._step_s:
             return f"The ranks hang: a step did not end within {self._step_s:g} s."
         return ""
+
+
+@contextmanager
+def other_ranks(section: NativeSettings) -> Generator[Member | None, None, None]:
+    """The other ranks' processes, if there are any, for a caller that builds the core in its own process.
+
+    Gives what rank 0 builds with. When a rank is lost, this process ends with one line that says so.
+    """
+    if section.tensor_parallel_size == 1:
+        yield None
+        return
+
+    def end(message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+        ranks.close()
+        os._exit(2)
+
+    ranks = Ranks(section, end)
+    try:
+        ranks.start()
+        yield ranks.member
+    finally:
+        ranks.close()
 
 
 class _Other:
