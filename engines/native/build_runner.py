@@ -14,7 +14,7 @@ import torch
 from config.engines import NativeSettings
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
-from engines.native.gpu_memory import explain_out_of_memory, gpu_budget_bytes, graph_bytes, workspace_bytes
+from engines.native.gpu_memory import explain_out_of_memory, forget_peak, gpu_budget_bytes, graph_bytes, workspace_bytes
 from engines.native.kernels import KernelChoice
 from engines.native.kv_cache import (
     KVCache,
@@ -90,6 +90,7 @@ def build_runner(
     probe = KVCache(shape, 1, device)  # steps of warming up write to one block, whatever their length
     longest = max(1, min(limits.max_num_batched_tokens, longest_context - 1))
     runner = ModelRunner(model, probe, rows, sampler)
+    forget_peak()
     with explain_out_of_memory("max_num_batched_tokens or max_num_seqs"):
         if kernels.compile_ahead is not None:
             with kernels.compile_ahead(os.cpu_count() or 1):
