@@ -26,7 +26,7 @@ def forget_peak() -> None:
 
 
 def workspace_bytes() -> int:
-    """What steps allocate and give back, at its largest since forget_peak; the allocator must be able to reserve it again."""
+    """What steps allocate and give back, at its largest since forget_peak: the allocator will reserve it again."""
     torch.cuda.synchronize()
     return torch.cuda.max_memory_reserved() - torch.cuda.memory_allocated()
 
