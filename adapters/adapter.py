@@ -17,6 +17,7 @@ from engines.api import (
     GenerationEvent,
     GenerationRequest,
     PromptDetails,
+    TextDelta,
     TokenLogprob,
     ToolCallDelta,
     Usage,
@@ -35,6 +36,7 @@ class CollectedChoice:
     finish: Finish | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list[ToolCallDelta])
+    deltas: list[TextDelta] = field(default_factory=list[TextDelta])  # what it was gathered from, in order
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ class Collector:
     def add(self, event: GenerationEvent) -> None:
         if isinstance(event, TextDelta):
             choice = self._choices[event.index]
+            choice.deltas.append(event)
             self._texts[event.index].append(event.text)
             choice.reasoning += event.reasoning
             choice.tool_calls.extend(event.tool_calls)

@@ -5,31 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
+from adapters.functions import MAX_TOOLS, FunctionName, Parameters, check_offered, check_unique
 from adapters.wire import WireModel, refuse, tagged
 from engines.api import ToolCallDelta, ToolChoice
-
-MAX_TOOLS = 128
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _parameters(value: Any) -> Any:
-    if value is not None and not isinstance(value, dict):
-        raise PydanticCustomError("schema_type", "must be a JSON Schema of an object")
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,128}$")]
-
-
 class FunctionDefinition(WireModel):
-    name: ToolName
+    name: FunctionName
     description: str | None = None
-    parameters: Annotated[Any, AfterValidator(_parameters), WithJsonSchema({"type": "object"})] = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 
@@ -39,7 +28,7 @@ class FunctionTool(WireModel):
 
 
 class NamedFunction(WireModel):
-    name: ToolName
+    name: FunctionName
 
 
 class NamedTool(WireModel):
@@ -109,25 +98,18 @@ class ToolFields(WireModel):
 
     def _check_names(self) -> None:
         names = [tool.function.name for tool in self.tools or ()]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                refuse(f"tools[{index}].function.name", f"another tool is called '{name}'")
+        check_unique(names, "function.name")
         match self.tool_choice:
             case NamedTool(function=function):
-                _check_exists("tool_choice.function.name", function.name, names)
+                check_offered("tool_choice.function.name", function.name, names)
             case AllowedToolsChoice(allowed_tools=allowed):
                 for index, tool in enumerate(allowed.tools):
                     path = f"tool_choice.allowed_tools.tools[{index}].function.name"
-                    _check_exists(path, tool.function.name, names)
+                    check_offered(path, tool.function.name, names)
             case "required" if not names:
                 refuse("tool_choice", 'only allowed to be "required" when tools are given')
             case _:
                 pass
-
-
-def _check_exists(field: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        refuse(field, f"no tool is called '{name}'")
 
 
 # --- what is answered -------------------------------------------------------------------------------------------------

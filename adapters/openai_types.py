@@ -60,14 +60,11 @@ class StreamOptions(WireModel):
     ] = None
 
 
-class GenerationFields(WireModel):
-    """Fields of both /v1/chat/completions and /v1/completions."""
+class SamplingFields(WireModel):
+    """Fields of every route that generates."""
 
     model: str = Field(min_length=1, max_length=1024)
-    n: int | None = Field(default=None, ge=1, le=128)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
@@ -89,12 +86,20 @@ class GenerationFields(WireModel):
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
-    return_token_ids: bool | None = None
     watermark: WatermarkField | None = None
 
     user: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
+
+
+class GenerationFields(SamplingFields):
+    """Fields of both /v1/chat/completions and /v1/completions."""
+
+    n: int | None = Field(default=None, ge=1, le=128)
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    return_token_ids: bool | None = None
 
     def check_combinations(self) -> None:
         """Raises InvalidRequest for fields that contradict each other."""
@@ -108,7 +113,7 @@ Request = TypeVar("Request", bound=GenerationFields)
 
 
 def sampling_params(
-    fields: GenerationFields, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+    fields: SamplingFields, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None = None
 ) -> SamplingParams:
     """`max_tokens` and the logprobs are named apart, for the two routes name and type them differently."""
     min_tokens = fields.min_tokens or 0
@@ -140,12 +145,12 @@ def sampling_params(
     )
 
 
-def forwarded_fields(fields: GenerationFields, no_effect: Sequence[str]) -> dict[str, Any]:
+def forwarded_fields(fields: SamplingFields, no_effect: Sequence[str]) -> dict[str, Any]:
     """Fields that mean nothing to our own engines and something to an upstream, as the client sent them."""
     return {name: value for name in no_effect if (value := getattr(fields, name)) is not None}
 
 
-def no_effect_fields(model: type[GenerationFields]) -> dict[str, str]:
+def no_effect_fields(model: type[SamplingFields]) -> dict[str, str]:
     return reasons(model, NoEffect)
 
 

@@ -11,6 +11,8 @@ from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, Chat
 from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
 from adapters.openai_errors import ErrorBody
 from adapters.openai_models import ModelList, ModelObject
+from adapters.openai_responses_answer import DeletedResponse, ItemList, ResponseEvent, ResponseObject
+from adapters.openai_responses_types import ResponsesRequest
 from adapters.tgi_errors import NativeError
 from adapters.tgi_info import Info
 from adapters.tgi_tokenize import ChatTokenizeAnswer, NativeTokenSpan
@@ -22,6 +24,7 @@ from adapters.watermark import DetectRequest, WatermarkDetection
 _REQUESTS = (
     ChatCompletionRequest,
     CompletionRequest,
+    ResponsesRequest,
     TokenizeRequest,
     DetokenizeRequest,
     DetectRequest,
@@ -33,6 +36,10 @@ _ANSWERS = (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    ResponseObject,
+    ResponseEvent,
+    DeletedResponse,
+    ItemList,
     ModelList,
     ModelObject,
     TokenizeAnswer,

@@ -26,3 +26,8 @@ def to_json(value: object) -> bytes:
 def data_frame(payload: object) -> bytes:
     """One event holding `payload` as JSON."""
     return b"data: " + to_json(payload) + b"\n\n"
+
+
+def named_frame(name: str, payload: object) -> bytes:
+    """One event of that name, for protocols whose clients listen by name."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), to_json(payload))

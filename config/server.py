@@ -27,7 +27,7 @@ class ServerSection(TgiSection):
     api_key: SecretStr | None = Field(
         default=None,
         examples=["secret"],
-        description="Bearer token that every POST must bring; process lists show flags, so prefer the environment.",
+        description="Key that every POST must bring, as a bearer token or in x-api-key; process lists show flags.",
     )
     cors_allow_origin: Names = Field(
         default=(),
@@ -44,6 +44,16 @@ class ServerSection(TgiSection):
         default=False, description="Answer requests that name no model, or one that is not served, with the first one."
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1024, description="Largest request body; above it: 413.")
+    responses_path: Path | None = Field(
+        default=None,
+        examples=["/var/lib/headrace/responses.sqlite"],
+        description="SQLite file that keeps the answers of /v1/responses beyond a restart. Default: in memory.",
+    )
+    responses_max_bytes: int = Field(
+        default=256 * 2**20,
+        ge=0,
+        description="Bytes of answers kept for /v1/responses; what was used longest ago makes room.",
+    )
     shutdown_timeout_s: float = Field(
         default=30.0, ge=0, description="Seconds that open requests get to finish after SIGTERM or Ctrl-C."
     )

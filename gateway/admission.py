@@ -15,18 +15,22 @@ from gateway.errors import BodyTooLarge, Unauthorized, UnsupportedMediaType
 
 
 class Admission:
-    """`api_key` None: anybody may."""
+    """`api_key` None: anybody may. `has_body` False: for routes that read none, of which only the key is checked."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, api_key: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, api_key: str | None = None, has_body: bool = True) -> None:
         self._app = app
-        self._bearer = None if api_key is None else f"Bearer {api_key}".encode()
+        self._api_key = api_key
         self._max_body_bytes = max_body_bytes
+        self._has_body = has_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises HttpRefusal, also out of `receive` while the body is read."""
         headers = Headers(scope=scope)
-        if self._bearer is not None:
-            _check_key(headers.get("authorization", ""), self._bearer)
+        if self._api_key is not None:
+            _check_key(headers, self._api_key)
+        if not self._has_body:
+            await self._app(scope, receive, send)
+            return
         _check_media_type(headers)
         if _declared_bytes(headers) > self._max_body_bytes:
             raise BodyTooLarge(self._max_body_bytes)
@@ -43,10 +47,14 @@ class Admission:
         await self._app(scope, receive_limited, send)
 
 
-def _check_key(sent: str, bearer: bytes) -> None:
-    """Takes as long for a wrong key as for a nearly right one."""
-    if not compare_digest(sent.encode("latin-1"), bearer):
-        raise Unauthorized("This server wants its API key: send the header Authorization: Bearer KEY.")
+def _check_key(headers: Mapping[str, str], api_key: str) -> None:
+    """OpenAI's clients send a bearer token, Anthropic's x-api-key. Takes as long for a wrong key as for a right one."""
+    bearer = compare_digest(headers.get("authorization", "").encode("latin-1"), f"Bearer {api_key}".encode())
+    plain = compare_digest(headers.get("x-api-key", "").encode("latin-1"), api_key.encode())
+    if not (bearer or plain):
+        raise Unauthorized(
+            "This server wants its API key: send the header Authorization: Bearer KEY, or x-api-key: KEY."
+        )
 
 
 def _check_media_type(headers: Mapping[str, str]) -> None:

@@ -23,18 +23,21 @@ from starlette.routing import Route
 from adapters.adapter import Adapter
 from adapters.openai_chat import ChatAdapter
 from adapters.openai_completions import CompletionsAdapter
+from adapters.openai_responses import ResponsesAdapter
+from adapters.openai_responses_store import ResponseStore
 from adapters.tgi import NativeAdapter
 from adapters.tgi_types import NativeLimits
 from adapters.tgi_vertex import InvocationsAdapter, ModelOptional, VertexAdapter
 from engines.api import Engine
 from engines.errors import HeadraceError
-from gateway import endpoints, native
+from gateway import endpoints, native, responses
 from gateway.admission import Admission
 from gateway.catalog import Catalog
 from gateway.errors import on_headrace_error, on_http_exception
 from gateway.metrics import Metrics
 from gateway.native import GenerateNative
 from gateway.permits import Permits
+from gateway.response_store import MemoryStore, SqliteStore, open_store
 from gateway.telemetry import Telemetry
 
 logger = logging.getLogger("headrace.gateway")
@@ -45,21 +48,24 @@ class GatewayOptions:
     """What the gateway itself can be told; engines have their own settings."""
 
     max_body_bytes: int = 32 * 2**20
-    api_key: str | None = None  # what every POST must bring as its bearer token
+    api_key: str | None = None  # what every request that is not public must bring
     cors_allow_origin: tuple[str, ...] = ()
     max_concurrent_requests: int | None = None
     any_model: bool = False  # see Catalog
     limits: NativeLimits = field(default_factory=NativeLimits)
     compute_type: str = "headrace"
+    responses_path: Path | None = None  # SQLite file for the answers of /v1/responses; None: in memory
+    responses_max_bytes: int = 256 * 2**20
     metrics_dir: Path | None = None  # where gateway processes of one socket share their metrics, see gateway/metrics.py
 
 
 def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = None) -> Starlette:
-    """Raises ValueError when two models claim one name."""
+    """Raises ValueError when two models claim one name or `responses_path` cannot be opened."""
     options = options or GatewayOptions()
     catalog = Catalog(engines, any_model=options.any_model)
     metrics = Metrics(engines, options.metrics_dir)
-    routes = _routes(catalog, metrics, options)
+    store = open_store(options.responses_path, options.responses_max_bytes)
+    routes = _routes(catalog, metrics, store, options)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -67,13 +73,13 @@ def create_app(engines: Sequence[Engine], *, options: GatewayOptions | None = No
             *_cors(options.cors_allow_origin),
         ],
         exception_handlers={HTTPException: on_http_exception, HeadraceError: on_headrace_error},
-        lifespan=_lifespan(catalog),
+        lifespan=_lifespan(catalog, store),
     )
     app.router.redirect_slashes = False  # an unknown path is a 404 in JSON, not a redirect to what the Host header says
     return app
 
 
-def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list[Route]:
+def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: GatewayOptions) -> list[Route]:
     admission = [Middleware(Admission, max_body_bytes=options.max_body_bytes, api_key=options.api_key)]
     version = _installed_version()
     permits = Permits(options.max_concurrent_requests)
@@ -81,6 +87,7 @@ def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list
     completions = endpoints.Generate(_openai(CompletionsAdapter(), catalog), catalog, permits)
     return [
         *_native_routes(catalog, permits, options, version, admission),
+        *_responses_routes(catalog, permits, options, store, admission),
         Route("/v1/chat/completions", chat, methods=["POST"], middleware=admission),
         Route("/v1/completions", completions, methods=["POST"], middleware=admission),
         Route("/v1/models", endpoints.list_models(catalog)),
@@ -99,6 +106,25 @@ def _routes(catalog: Catalog, metrics: Metrics, options: GatewayOptions) -> list
 
 def _openai(adapter: Adapter, catalog: Catalog) -> Adapter:
     return ModelOptional(adapter, catalog.default_name) if catalog.any_model else adapter
+
+
+def _responses_routes(
+    catalog: Catalog,
+    permits: Permits,
+    options: GatewayOptions,
+    store: ResponseStore,
+    admission: Sequence[Middleware],
+) -> list[Route]:
+    """OpenAI's Responses API. What is kept of an answer is shown to whoever has the key."""
+    keyed = [Middleware(Admission, max_body_bytes=0, api_key=options.api_key, has_body=False)]
+    create = endpoints.Generate(_openai(ResponsesAdapter(store), catalog), catalog, permits)
+    path = "/v1/responses/{response_id}"
+    return [
+        Route("/v1/responses", create, methods=["POST"], middleware=admission),
+        Route(path, responses.stored_response(store), methods=["GET", "DELETE"], middleware=keyed),
+        Route(f"{path}/cancel", responses.cancel(store), methods=["POST"], middleware=keyed),
+        Route(f"{path}/input_items", responses.input_items(store), middleware=keyed),
+    ]
 
 
 def _native_routes(
@@ -128,8 +154,12 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     """Pages of these origins may call from a browser, with a key or without."""
     if not origins:
         return []
-    headers = ["Authorization", "Content-Type"]
-    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)]
+    headers = ["Authorization", "X-Api-Key", "Anthropic-Version", "Content-Type"]
+    return [
+        Middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=headers
+        )
+    ]
 
 
 def _installed_version() -> str:
@@ -139,7 +169,9 @@ def _installed_version() -> str:
         return "0+source"  # run from a checkout that was never installed
 
 
-def _lifespan(catalog: Catalog) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    catalog: Catalog, store: MemoryStore | SqliteStore
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
         try:
@@ -148,6 +180,7 @@ def _lifespan(catalog: Catalog) -> Callable[[Starlette], AbstractAsyncContextMan
             yield
         finally:
             await _stop(catalog.engines)
+            store.close()
 
     return lifespan
 

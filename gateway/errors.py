@@ -65,6 +65,14 @@ class BodyTooLarge(HttpRefusal):
         super().__init__(message, code="request_too_large")
 
 
+class ResponseNotFound(HttpRefusal):
+    """No response of that id is kept."""
+
+    def __init__(self, response_id: str) -> None:
+        message = f"Response with id '{response_id[:256]}' not found; it was never stored, was deleted, or made room."
+        super().__init__(message, code="response_not_found")
+
+
 STATUS: Mapping[type[HeadraceError], int] = {
     UnknownRoute: 404,
     MethodNotAllowed: 405,
@@ -75,6 +83,7 @@ STATUS: Mapping[type[HeadraceError], int] = {
     PromptTooLong: 400,
     UnsupportedByEngine: 400,
     ModelNotFound: 404,
+    ResponseNotFound: 404,
     Overloaded: 503,
     EngineUnavailable: 503,
     GenerationFailed: 500,

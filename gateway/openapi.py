@@ -6,6 +6,7 @@ A test compares its paths with the application's routes, and answers with its sc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ _REFUSALS = {
     504: "A remote engine's upstream did not answer in time.",
 }
 _GENERATES = (400, 401, 404, 405, 413, 415, 500, 502, 503, 504)
+_STORED = (400, 401, 404, 405)
 _COUNTS = (400, 401, 404, 405, 413, 415, 500, 503)
 
 _NATIVE_REFUSALS = {
@@ -124,6 +126,33 @@ OPERATIONS = (
         body="CompletionRequest",
         chunk="CompletionChunk",
         refusals=_GENERATES,
+    ),
+    _Operation(
+        "post",
+        "/v1/responses",
+        "OpenAI Responses: answer items, whole or as a stream of named server-sent events.",
+        "ResponseObject",
+        body="ResponsesRequest",
+        chunk="ResponseEvent",
+        refusals=_GENERATES,
+    ),
+    _Operation("get", "/v1/responses/{response_id}", "A stored response.", "ResponseObject", refusals=_STORED),
+    _Operation(
+        "delete", "/v1/responses/{response_id}", "Forget a stored response.", "DeletedResponse", refusals=_STORED
+    ),
+    _Operation(
+        "post",
+        "/v1/responses/{response_id}/cancel",
+        "Refused: responses are not made in the background.",
+        None,
+        refusals=_STORED,
+    ),
+    _Operation(
+        "get",
+        "/v1/responses/{response_id}/input_items",
+        "What was sent for a stored response.",
+        "ItemList",
+        refusals=_STORED,
     ),
     _Operation("get", "/v1/models", "List every model name.", "ModelList", refusals=(405,)),
     _Operation(
@@ -238,8 +267,8 @@ def _describe(operation: _Operation) -> dict[str, Any]:
         "parameters": [{"$ref": "#/components/parameters/X-Request-Id"}],
         "responses": responses,
     }
-    if "{model}" in operation.path:
-        described["parameters"].append({"name": "model", "in": "path", "required": True, "schema": {"type": "string"}})
+    for name in re.findall(r"{(\w+)}", operation.path):
+        described["parameters"].append({"name": name, "in": "path", "required": True, "schema": {"type": "string"}})
     if operation.body is not None:
         described["requestBody"] = {
             "required": True,

@@ -29,6 +29,7 @@ class ServePlan:
     engines: tuple[EngineSettings, ...]
     core_addresses: Mapping[int, str] = field(default_factory=dict[int, str])  # engine's place -> its running core
     metrics_dir: Path | None = None
+    responses_path: Path | None = None  # where several processes share what the settings leave in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Report:
 class Gateway:
     """The engines of a plan and the application in front of them; nothing is started yet.
 
-    Raises EngineUnavailable for an engine whose packages are missing, ValueError for a model name claimed twice.
+    Raises EngineUnavailable for an engine whose packages are missing, ValueError for a model name claimed twice
+    or a `responses_path` that cannot be opened.
     """
 
     def __init__(self, plan: ServePlan, on_progress: OnProgress | None = None) -> None:
@@ -75,6 +77,8 @@ def _options(plan: ServePlan) -> GatewayOptions:
             keep_stop=server.keep_stop,
         ),
         compute_type=server.compute_type,
+        responses_path=server.responses_path or plan.responses_path,
+        responses_max_bytes=server.responses_max_bytes,
         metrics_dir=plan.metrics_dir,
     )
 

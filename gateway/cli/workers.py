@@ -60,7 +60,9 @@ async def run_workers(plan: ServePlan, listener: socket.socket, display: Display
                 stack.push_async_callback(asyncio.to_thread, core.stop)
                 await asyncio.to_thread(core.start, display.progress)
         addresses = {place: core.address for place, core in cores.items()}
-        child_plan = replace(plan, core_addresses=addresses, metrics_dir=metrics_dir)
+        shared_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-shared-")))
+        responses_path = shared_dir / "responses.sqlite"
+        child_plan = replace(plan, core_addresses=addresses, metrics_dir=metrics_dir, responses_path=responses_path)
         workers = [_Worker(child_plan) for _ in range(plan.server.gateway_workers)]
         stack.push_async_callback(_stop_all, workers)
         signals.on_repeat = lambda: [worker.terminate() for worker in workers]

@@ -79,6 +79,14 @@ def test_serves_what_ready_says_and_ends_with_exit_code_0(workers: int):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_a_stored_response_is_found_by_whichever_process_is_asked(workers: int):
+    with serving(*ECHO, "--gateway-workers", str(workers)) as server:
+        made = httpx.post(f"{server.url}/v1/responses", json={"model": "echo", "input": "Hi"}).json()
+        for _ in range(8):
+            assert httpx.get(f"{server.url}/v1/responses/{made['id']}").json() == made
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_open_stream_ends_well_after_sigterm(workers: int):
     with serving(*ECHO, "--gateway-workers", str(workers), "--token-delay-s", "0.05") as server:
         stream = SlowStream(server.url)

@@ -83,6 +83,7 @@ async def test_document_is_served():
         ("post", "/v1/chat/completions", CHAT),
         ("post", "/v1/chat/completions", {**CHAT, "n": 2, "max_tokens": 3, "return_token_ids": True}),
         ("post", "/v1/completions", {"model": "echo", "prompt": ["a", "b"], "echo": True}),
+        ("post", "/v1/responses", {"model": "echo", "input": [{"role": "user", "content": "Hi there"}]}),
         ("get", "/v1/models", None),
         ("get", "/v1/models/echo", None),
         ("post", "/tokenize", {"prompt": "a b", "return_token_strs": True}),
