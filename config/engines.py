@@ -46,6 +46,9 @@ class NativeSettings(EngineSection):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where the model runs; auto: a GPU if any."
     )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, le=64, description="GPUs (on CPU: processes) that share one copy of the model."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Weights and arithmetic. auto on GPU: the checkpoint's own 16-bit type; auto on CPU: weights "

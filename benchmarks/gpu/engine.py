@@ -19,9 +19,10 @@ import torch
 from config.engines import NativeSettings
 from engines.native.bench.drive import drive
 from engines.native.bench.figures import Load
-from engines.native.bench.limits import measure_limits
+from engines.native.bench.limits import Limits, measure_limits
 from engines.native.bench.measure import Bench
-from engines.native.build import build_core, prepare_device
+from engines.native.build import BuiltCore, build_core, prepare_device
+from engines.native.distributed.ranks import other_ranks
 
 WORKLOADS = ("128,256,4,1", "512,256,32,8", "1024,128,256,64", "1024,256,768,256", "512,512,512,512")
 
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS)
     parser.add_argument("--max-model-len", type=int, default=16384)
     parser.add_argument("--max-num-batched-tokens", type=int)
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--profile", help="write a torch profiler table of the first workload to this file")
     args = parser.parse_args()
     section = NativeSettings(
@@ -39,10 +41,15 @@ def main() -> None:
         load_format="dummy",
         max_model_len=args.max_model_len,
         max_num_batched_tokens=args.max_num_batched_tokens,
+        tensor_parallel_size=args.tensor_parallel_size,
         prefix_caching=False,
     )
     limits = measure_limits(prepare_device(section))
-    built = build_core(section, lambda *_: None)
+    with other_ranks(section) as member:
+        measure(build_core(section, lambda *_: None, member), limits, args)
+
+
+def measure(built: BuiltCore, limits: Limits, args: argparse.Namespace) -> None:
     bench = Bench(built, limits)
     print(built.ready, limits, flush=True)
     bench.warm_up()

@@ -1,10 +1,11 @@
 """The standard workloads through HTTP on one GPU: starts the server, drives it with a load generator, records results.
 
     python -m benchmarks.gpu.http MODEL_DIR ... --loadgen PATH [--out DIR] [--workers 4] [--workloads 128,256,4,1 ...]
+        [--tensor-parallel-size N]
 
 MODEL_DIR holds config.json and the tokenizer; weights are random. The load generator is one that takes the flags of
 `vllm bench serve` (vLLM's own in Rust does not saturate first). A workload is input tokens, output tokens, requests,
-concurrency; sampling is greedy, EOS ignored, over /v1/completions with streaming. Writes DATE-GPU-MODEL-tp1.jsonl: the
+concurrency; sampling is greedy, EOS ignored, over /v1/completions with streaming. Writes DATE-GPU-MODEL-tpN.jsonl: the
 first line says hardware, commit and command, then one line a workload. A short table comes last.
 """
 
@@ -84,6 +85,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     command = [
         *(sys.executable, "-m", "gateway", "serve", str(model), "--load-format", "dummy", "--served-model-name", "m"),
         *("--port", str(PORT), "--max-model-len", "16384", "--gateway-workers", str(args.workers)),
+        *("--tensor-parallel-size", str(args.tensor_parallel_size)),
         *shlex.split(args.serve_args),
     ]
     with (args.out / f"{model.name}.server.log").open("wb") as log:
@@ -105,7 +107,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             results.append(drive(args.loadgen, model, workload, args.out))
             print(json.dumps(results[-1]), flush=True)
         short = "h200" if "H200" in name else "h100" if "H100" in name else name.replace(" ", "-").lower()
-        file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp1.jsonl"
+        file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp{args.tensor_parallel_size}.jsonl"
         file.write_text("".join(json.dumps(line) + "\n" for line in (head, *results)))
         return results
     finally:
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--loadgen", required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--workers", type=int, default=4, help="gateway processes")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS)
     parser.add_argument("--serve-args", default="", help="further flags of `headrace serve`")
     parser.add_argument("--commit", default="", help="where the checkout has no git")

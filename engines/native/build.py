@@ -10,6 +10,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,10 +20,12 @@ from engines.native.block_pool import BlockPool
 from engines.native.build_runner import build_runner
 from engines.native.chunking import ChunkSizer
 from engines.native.core import EngineCore
+from engines.native.distributed.member import Member
 from engines.native.generation_config import load_generation_config
 from engines.native.grammar.compiler import GrammarCompiler
 from engines.native.kernels import KernelChoice, choose_kernels
 from engines.native.launch import OnProgress
+from engines.native.model_runner import ModelRunner
 from engines.native.models import CausalLM, load_config
 from engines.native.models.model_config import ModelConfig
 from engines.native.quantization import choose_quantizer
@@ -33,6 +36,9 @@ from engines.native.types import Ready
 from engines.native.weights.loader import load_model
 from engines.native.weights.resolve import resolve_model
 
+if TYPE_CHECKING:
+    from engines.native.distributed.group import RankGroup
+
 _GPU_PREFILL_TARGET_MS = 50.0
 
 
@@ -41,19 +47,29 @@ class BuiltCore:
     """A core that can answer, and what it tells its clients."""
 
     core: EngineCore
+    runner: ModelRunner  # what a rank that only follows needs
     ready: Ready
+    device: str  # "cpu" or "cuda"
     overlapped: bool  # whether stepping ahead of the host's bookkeeping pays on this device
     config: ModelConfig
     kv_token_bytes: int  # keys and values of one token, all layers
     step_weight_bytes: int  # what every step reads: all weights, but of an embedding table of its own only rows
 
 
-def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
-    """Raises EngineUnavailable, in words for an operator, when these settings cannot become a running core."""
+def build_core(section: NativeSettings, on_progress: OnProgress, member: Member | None = None) -> BuiltCore:
+    """Of several ranks each builds its own with its `member`, side by side: they meet in here.
+
+    Raises EngineUnavailable, in words for an operator, when these settings cannot become a running core.
+    """
     started = time.monotonic()
-    device = prepare_device(section)
+    device = prepare_device(section, 0 if member is None else member.rank)
     files = resolve_model(section, on_progress)
     config = load_config(files.path)
+    group = None
+    if member is not None:
+        from engines.native.distributed.group import RankGroup  # much of torch that one rank does without
+
+        group = RankGroup(member, device, batch_invariant=section.batch_invariant)
     on_triton = device.type == "cuda" and section.attention_backend in ("auto", "triton")
     quantizer = choose_quantizer(section, config.quantization, keeps_gguf=on_triton and files.path.is_file())
     kernels = choose_kernels(section, config, device, quantizer)
@@ -63,8 +79,8 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
             1
         )  # the kernels' own threads do the work; torch's would spin on their cores after each use
     limits = _limits(section, device)
-    model = _load(section, config, files.path, device, kernels, quantizer, on_progress)
-    runner, cache, rows = build_runner(section, config, device, kernels, limits, model)
+    model = _load(section, config, files.path, device, kernels, quantizer, on_progress, group)
+    runner, cache, rows = build_runner(section, config, device, kernels, limits, model, group)
     max_model_len = rows.max_model_len
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
     largest_chunk = min(runner.largest_chunk or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
@@ -84,20 +100,30 @@ def build_core(section: NativeSettings, on_progress: OnProgress) -> BuiltCore:
         weight_bytes=model.weight_bytes,
         load_s=time.monotonic() - started,
         quantization=kernels.quantization,
+        tensor_parallel_size=section.tensor_parallel_size,
+        all_reduce="" if group is None else group.all_reduce_name,
     )
     on_gpu = device.type == "cuda"
     target_ms = section.prefill_target_ms
     if target_ms is None:
         target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
     sizer = ChunkSizer(target_ms / 1000, largest=largest_chunk, sizes=runner.chunk_sizes)
-    core = EngineCore(scheduler, runner, sizer, constraints=_grammars(section, files.path, config))
+    core = EngineCore(
+        scheduler,
+        runner if member is None else member.lead(runner),
+        sizer,
+        constraints=_grammars(section, files.path, config),
+    )
     return BuiltCore(
         core,
+        runner,
         ready,
+        device.type,
         overlapped=on_gpu,
         config=config,
         kv_token_bytes=cache.shape.block_bytes // cache.shape.block_size,
-        step_weight_bytes=model.weight_bytes - (0 if config.tie_word_embeddings else _table_bytes(config, kernels)),
+        step_weight_bytes=model.weight_bytes
+        - (0 if config.tie_word_embeddings else _table_bytes(config, kernels) // section.tensor_parallel_size),
     )
 
 
@@ -122,6 +148,7 @@ def _load(
     kernels: KernelChoice,
     quantizer: Quantizer | None,
     on_progress: OnProgress,
+    group: RankGroup | None,
 ) -> CausalLM:
     return load_model(
         config,
@@ -135,17 +162,26 @@ def _load(
         seed=section.seed,
         on_progress=on_progress,
         quantizer=quantizer,
+        group=group,
     )
 
 
-def prepare_device(section: NativeSettings) -> torch.device:
-    """The device that these settings name; on CPU, torch is given its threads."""
+def prepare_device(section: NativeSettings, rank: int = 0) -> torch.device:
+    """The device that these settings name for a rank; on CPU, torch is given its threads."""
     if section.device == "cuda" and not torch.cuda.is_available():
         raise EngineUnavailable("device is 'cuda', but torch sees no CUDA GPU; pass --device cpu or auto.")
     if section.device == "cpu" or not torch.cuda.is_available():
-        torch.set_num_threads(section.cpu_threads or _physical_cores())
+        torch.set_num_threads(max(1, (section.cpu_threads or _physical_cores()) // section.tensor_parallel_size))
         return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    if section.tensor_parallel_size == 1:
+        return torch.device("cuda", torch.cuda.current_device())
+    if section.tensor_parallel_size > torch.cuda.device_count():
+        raise EngineUnavailable(
+            f"tensor_parallel_size is {section.tensor_parallel_size}, but torch sees {torch.cuda.device_count()} GPUs.",
+            field="tensor_parallel_size",
+        )
+    torch.cuda.set_device(rank)
+    return torch.device("cuda", rank)
 
 
 def _device_name(device: torch.device, num_threads: int) -> str:

@@ -116,10 +116,10 @@ class ChunkGraphs:
         def forward(inputs: Tensor) -> Tensor:
             return self._forward(inputs, decodes, tokens)
 
-        def sample(inputs: Tensor, logits: Tensor) -> Tensor:
+        def sample(inputs: Tensor, logits: Tensor, filtered: bool) -> Tensor:
             rows, starts, counts, store_rows = inputs[:, :-1]
             # Never to position 0, which padding reads: what unused places sample need not be a token id.
-            return self._context.choose(logits, rows, (starts + counts).clamp(min=1), store_rows)
+            return self._context.choose(logits, rows, (starts + counts).clamp(min=1), store_rows, filtered)
 
         return self._context.capture(self._empty_inputs(decodes, tokens), forward, sample)
 
@@ -140,7 +140,10 @@ class ChunkGraphs:
         self._forward(self._empty_inputs(0, tokens), 0, tokens)
         launched = time.perf_counter()
         torch.cuda.synchronize()
-        return replayed - started, launched - replayed
+        seconds, launch_s = replayed - started, launched - replayed
+        if self._context.split is not None:  # ranks that chose differently would wait for each other for ever
+            seconds, launch_s = self._context.split.agree_on((seconds, launch_s))
+        return seconds, launch_s
 
     def _forward(self, inputs: Tensor, decodes: int, tokens: int) -> Tensor:
         """inputs [4, decodes + chunk sequences]: rows, first positions, token counts, rows to store samples in."""

@@ -26,6 +26,7 @@ from engines.native.row_state import RowState
 from engines.native.sampling import state as columns
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import SamplingState
+from engines.native.sampling.vocab_split import VocabSplit
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -42,8 +43,16 @@ class StepGraph:
     inputs: Tensor  # int64, written before each replay
     forward: torch.cuda.CUDAGraph
     sample: torch.cuda.CUDAGraph
-    logits: Tensor  # [num_sequences, vocab]
     token_ids: Tensor  # [num_sequences] int64
+    logits: Tensor  # [num_sequences, vocab], of several ranks each its own tokens'
+    filtered: tuple[torch.cuda.CUDAGraph, Tensor] | None  # of several ranks: `sample` and `token_ids` where rows have
+    # top-k, top-p or min-p, which need all ranks' logits; `sample` then compares the ranks' best tokens only
+
+    def draw(self, *, filtered: bool) -> Tensor:
+        """Launch the sampling of the logits that `forward` left. Returns token_ids."""
+        sample, token_ids = self.filtered if filtered and self.filtered is not None else (self.sample, self.token_ids)
+        sample.replay()
+        return token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +64,43 @@ class GraphContext:
     rows: RowState
     sampling: SamplingState
     ops: SamplingOps
+    split: VocabSplit | None = None  # of several ranks
     pool: Any = field(default_factory=lambda: torch.cuda.graph_pool_handle())
 
     def capture(
-        self, inputs: Tensor, forward: Callable[[Tensor], Tensor], sample: Callable[[Tensor, Tensor], Tensor]
+        self, inputs: Tensor, forward: Callable[[Tensor], Tensor], sample: Callable[[Tensor, Tensor, bool], Tensor]
     ) -> StepGraph:
-        """`forward(inputs)` gives logits, `sample(inputs, logits)` token ids. Both run once outside the capture, to
-        compile kernels and allocate what outlives a step."""
-        sample(inputs, forward(inputs))
+        """`forward(inputs)` gives logits, `sample(inputs, logits, filtered)` token ids, see `choose`. All run once
+        outside the capture, to compile kernels and allocate what outlives a step."""
+        ways = [True] if self.split is None else [False, True]
+        logits = forward(inputs)
+        for filtered in ways:
+            sample(inputs, logits, filtered)
         torch.cuda.synchronize()
-        graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[0], pool=self.pool):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
             logits = forward(inputs)
-        with torch.cuda.graph(graphs[1], pool=self.pool):
-            token_ids = sample(inputs, logits)
-        return StepGraph(inputs, *graphs, _borrowed(logits), token_ids)
+        samplers: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
+        for filtered in ways:
+            sampler = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(sampler, pool=self.pool):
+                token_ids = sample(inputs, logits, filtered)
+            samplers.append((sampler, token_ids))
+        other = samplers[1] if len(samplers) > 1 else None
+        return StepGraph(inputs, graph, *samplers[0], logits=_borrowed(logits), filtered=other)
 
-    def choose(self, logits: Tensor, rows: Tensor, lengths: Tensor, store_rows: Tensor) -> Tensor:
-        """A token for each row of logits, by the parameters of `rows`, stored at `lengths` of `store_rows`."""
+    def choose(self, logits: Tensor, rows: Tensor, lengths: Tensor, store_rows: Tensor, filtered: bool) -> Tensor:
+        """A token for each row of logits, by the parameters of `rows`, stored at `lengths` of `store_rows`.
+
+        Without `filtered` no row has top-k, top-p or min-p, which matters where each rank has its own logits.
+        """
         floats, ints = self.sampling.floats[:, rows], self.sampling.ints[:, rows]
+        if self.split is not None and not filtered:
+            token_ids = self.split.choose(logits, floats[columns.TEMPERATURE], ints[columns.SEED], lengths)
+            self.rows.store(store_rows, lengths, token_ids)
+            return token_ids
+        if self.split is not None:
+            logits = self.split.whole(logits)
         token_ids = self.ops.sample_core(
             logits,
             floats[columns.TEMPERATURE],
@@ -83,6 +110,8 @@ class GraphContext:
             ints[columns.SEED],
             lengths,
         )
+        if self.split is not None:
+            self.split.agree(token_ids)
         self.rows.store(store_rows, lengths, token_ids)
         return token_ids
 
@@ -161,6 +190,6 @@ class DecodeGraphs:
         input_ids = state.token_table[rows, positions].long()
         return model.compute_logits(model.forward(input_ids, positions, self._context.cache.layers, metadata))
 
-    def _sample(self, inputs: Tensor, logits: Tensor) -> Tensor:
+    def _sample(self, inputs: Tensor, logits: Tensor, filtered: bool) -> Tensor:
         rows, positions = inputs
-        return self._context.choose(logits, rows, positions + 1, rows)
+        return self._context.choose(logits, rows, positions + 1, rows, filtered)

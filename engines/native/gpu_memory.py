@@ -19,8 +19,14 @@ from engines.native.scheduler import SchedulerLimits
 _MARGIN_BYTES = 256 * 2**20  # graphs differ a little, and the allocator rounds up
 
 
+def forget_peak() -> None:
+    """Begin to measure: what loading and quantizing the weights took for a moment is not what steps need."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
 def workspace_bytes() -> int:
-    """What steps allocate and give back, at its largest so far; the allocator must be able to reserve it again."""
+    """What steps allocate and give back, at its largest since forget_peak: the allocator will reserve it again."""
     torch.cuda.synchronize()
     return torch.cuda.max_memory_reserved() - torch.cuda.memory_allocated()
 

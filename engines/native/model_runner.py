@@ -28,7 +28,8 @@ from engines.native.sampling.state import Feature, on_device
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
 
 _SCORED_AT_ONCE = 256  # prompt tokens whose logits are held at a time
-_IN_GRAPH = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+_FILTERS = Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+_IN_GRAPH = Feature.RANDOM | _FILTERS
 
 
 class HostTokens:
@@ -155,8 +156,11 @@ class ModelRunner:
         if not sampled:
             return launched
         rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
-        if not int(np.bitwise_or.reduce(self._sampler.state.features[rows])) & ~_IN_GRAPH:
-            self._choose(launched, plan, partial(self._sample_graph, graph=graph, sampled=sampled))
+        wanted = int(np.bitwise_or.reduce(self._sampler.state.features[rows]))
+        masks_parts = plan.awaits_masks and self._sampler.split is not None  # masks are for whole rows of logits
+        if not wanted & ~_IN_GRAPH and not masks_parts:
+            draw = partial(graph.draw, filtered=bool(wanted & _FILTERS))
+            self._choose(launched, plan, partial(self._sample_graph, graph=graph, sampled=sampled, draw=draw))
             return launched
         lengths = [plan.starts[i] + plan.num_tokens[i] for i, samples in enumerate(plan.samples) if samples]
         at, *inputs = self._rows.to_device([sampled, rows, lengths])
@@ -165,13 +169,17 @@ class ModelRunner:
         return launched
 
     def _sample_graph(
-        self, launched: Launched, masks: DeviceMasks | None, graph: StepGraph, sampled: list[int]
+        self,
+        launched: Launched,
+        masks: DeviceMasks | None,
+        graph: StepGraph,
+        sampled: list[int],
+        draw: Callable[[], Tensor],
     ) -> None:
         if masks is not None:
             at = self._rows.to_device(sampled)[masks.at]
             self._sampler.ops.mask_tokens(graph.logits, at, masks.bits)
-        graph.sample.replay()
-        launched.tokens = HostTokens(graph.token_ids, sampled)
+        launched.tokens = HostTokens(draw(), sampled)
 
     def _sample(
         self,
@@ -223,6 +231,8 @@ class ModelRunner:
                 scores[index] = []
                 for some, their in zip(scored.split(_SCORED_AT_ONCE), targets.split(_SCORED_AT_ONCE), strict=True):
                     logits = self._model.compute_logits(some)
+                    if self._sampler.split is not None:
+                        logits = self._sampler.split.whole(logits)
                     scores[index] += prompt_logprobs(logits, their, params.prompt_logprobs)
         return scores
 

@@ -140,6 +140,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     weight_bytes: int
     load_s: float
     quantization: str = ""  # of weights and KV cache, in words; empty: none
+    tensor_parallel_size: int = 1
+    all_reduce: str = ""  # how the ranks sum, in words; empty with one rank
 
     @property
     def kv_capacity_tokens(self) -> int:

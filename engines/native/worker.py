@@ -2,7 +2,8 @@
 ADDRESS`
 
 The section of settings arrives as JSON on standard input. One ROUTER socket serves every gateway process; a message per
-step and client goes out, never one per token. The process ends when the one that started it does.
+step and client goes out, never one per token. The process ends when the one that started it does. Where a model is
+split, this is rank 0's process; it starts the others' and fails when one of them does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -77,13 +79,29 @@ class CoreServer:
         self._broadcast(CoreFailed(message))
         self._context.destroy(linger=500)
 
+    def fail_to_start(self, error: Exception) -> int:
+        """`fail`, in an operator's words where the error has them. Returns the exit code."""
+        if isinstance(error, HeadraceError):
+            self.fail(error.message)
+        else:
+            traceback.print_exception(error)
+            self.fail(f"The engine core could not start: {type(error).__name__}: {error}")
+        return 1
+
     # --- serving ------------------------------------------------------------------------------------------------------
 
-    def serve(self, core: EngineCore, ready: Ready, *, overlapped: bool, max_waiting: int) -> None:
-        """Run until the process is told to end."""
+    def serve(
+        self,
+        core: EngineCore,
+        ready: Ready,
+        *,
+        step: Callable[[], list[Output]],
+        max_waiting: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run until the process is told to end. `check`, called now and then, raises when it cannot go on."""
         self._ready = ready
         self._broadcast(ready)
-        step = core.step_overlapped if overlapped else core.step
         next_check = 0.0
         idle = True
         while True:
@@ -96,6 +114,7 @@ class CoreServer:
             now = time.monotonic()
             if now >= next_check:
                 self._forget_dead_clients(core)
+                check()
                 next_check = now + 1.0
             if core.has_work:
                 idle = False
@@ -158,39 +177,49 @@ def _process_exists(process_id: int) -> bool:
     return True
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends (prctl PR_SET_PDEATHSIG, Linux only)."""
+def die_with_parent(signal_number: int) -> None:
+    """Ask the kernel for a signal when the parent ends (prctl PR_SET_PDEATHSIG, Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(1, signal_number)
 
 
 def main() -> int:
     """Exit codes: 0 told to end, 1 could not start, 2 failed while serving."""
-    _die_with_parent()
+    die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the owner decides when we end
     server = CoreServer(sys.argv[1])
     section = NativeSettings.model_validate_json(sys.stdin.buffer.read())
+    if section.tensor_parallel_size > 1:
+        from engines.native.distributed.leader import run_leader
+
+        run_leader(server, section)
+    return run(server, section)
+
+
+def run(server: CoreServer, section: NativeSettings) -> int:
+    """One process holds the whole model."""
     try:
         from engines.native.build import build_core  # imports torch: after the socket, so that clients see us early
 
         built = build_core(section, server.report_progress)
-    except HeadraceError as error:
-        server.fail(error.message)
-        return 1
     except Exception as error:
-        traceback.print_exc()
-        server.fail(f"The engine core could not start: {type(error).__name__}: {error}")
-        return 1
-    gc.collect()
-    gc.freeze()
+        return server.fail_to_start(error)
+    settle()
     try:
-        server.serve(built.core, built.ready, overlapped=built.overlapped, max_waiting=section.max_waiting)
+        step = built.core.step_overlapped if built.overlapped else built.core.step
+        server.serve(built.core, built.ready, step=step, max_waiting=section.max_waiting)
     except Exception as error:
         traceback.print_exc()
         server.fail(f"The engine core failed: {type(error).__name__}: {error}")
         return 2
     return 0
+
+
+def settle() -> None:
+    """What exists now stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ def describe(engine: Engine, kind: str) -> EngineFacts:
             "attention": ready.attention_backend,
             "KV capacity": f"{ready.kv_capacity_tokens:,} tokens",
         }
+        if ready.tensor_parallel_size > 1:
+            facts["ranks"] = f"{ready.tensor_parallel_size}, sums by {ready.all_reduce}"
     lengths = {card.max_model_len for card in cards if card.max_model_len is not None}
     if lengths:
         facts["context"] = f"{max(lengths):,} tokens"

@@ -25,6 +25,7 @@ from engines.native.bench.figures import (
 from engines.native.bench.limits import measure_limits
 from engines.native.bench.roofline import Roofline
 from engines.native.build import BuiltCore, build_core, prepare_device
+from engines.native.distributed.ranks import other_ranks
 from engines.native.launch import OnProgress
 
 Figures = LatencyFigures | ThroughputFigures | PrefillFigures
@@ -43,24 +44,25 @@ def run_bench(
     Raises EngineUnavailable where the engine cannot be built, InvalidRequest for a plan that it cannot run.
     """
     limits = measure_limits(prepare_device(section))
-    built = build_core(section, on_progress)
-    bench = Bench(built, limits)
-    bench.check(plan)
-    on_ready(bench.about, limits)
-    bench.warm_up()
-    latency: list[LatencyFigures] = []
-    throughput: list[ThroughputFigures] = []
-    prefill: list[PrefillFigures] = []
-    for figures in bench.run(plan):
-        on_figures(figures)
-        match figures:
-            case LatencyFigures():
-                latency.append(figures)
-            case ThroughputFigures():
-                throughput.append(figures)
-            case PrefillFigures():
-                prefill.append(figures)
-    return Report(bench.about, limits, tuple(latency), tuple(throughput), tuple(prefill))
+    with other_ranks(section) as member:
+        built = build_core(section, on_progress, member)
+        bench = Bench(built, limits)
+        bench.check(plan)
+        on_ready(bench.about, limits)
+        bench.warm_up()
+        latency: list[LatencyFigures] = []
+        throughput: list[ThroughputFigures] = []
+        prefill: list[PrefillFigures] = []
+        for figures in bench.run(plan):
+            on_figures(figures)
+            match figures:
+                case LatencyFigures():
+                    latency.append(figures)
+                case ThroughputFigures():
+                    throughput.append(figures)
+                case PrefillFigures():
+                    prefill.append(figures)
+        return Report(bench.about, limits, tuple(latency), tuple(throughput), tuple(prefill))
 
 
 class Bench:

@@ -46,6 +46,10 @@ class Ops(Protocol):
         """silu(first half) * second half of each row: [num_tokens, 2 * I] to [num_tokens, I]."""
         ...
 
+    def gated_linear(self, x: Tensor, weight: LinearWeight, bias: Tensor | None = None) -> Tensor:
+        """silu_and_mul of the product with weight [2 * I, K]: [num_tokens, I]."""
+        return self.silu_and_mul(self.linear(x, weight, bias))
+
     def norm_linear(
         self,
         x: Tensor,

@@ -56,6 +56,12 @@ class TritonOps(Ops):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return triton_fused.silu_and_mul(gate_up, pdl=self._pdl)
 
+    def gated_linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        config = _tile(x, weight, gated=True)
+        if config is None:
+            return super().gated_linear(x, weight, bias)
+        return triton_linear.linear(x, weight, bias, gated=True, config=config, pdl=self._pdl)
+
     def norm_linear(
         self,
         x: Tensor,

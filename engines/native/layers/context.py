@@ -2,7 +2,7 @@
 
 Owns the shard arithmetic and the slots. A slot's pieces are views into the layers' own tensors, so that a loader writes
 each checkpoint tensor, or the part of it that this rank needs, straight to its final place, fused or not. Knows no file
-format, no model and no communication.
+format, no model and no way of communication.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from engines.native.quantization.pending import PendingRows, PendingWeight
 from engines.native.quantization.weight import Quantizer, check_groups
 
 if TYPE_CHECKING:
+    from engines.native.distributed.group import RankGroup
     from engines.native.layers.linear import Linear
 
 
@@ -42,6 +43,11 @@ class Shard:
             unit = self.rank // (self.world_size // units)
             return slice(unit, unit + 1)
         raise EngineUnavailable(f"{name}: {units} cannot be split over {self.world_size} ranks.", field=name)
+
+    def take_rows(self, rows: int) -> slice:
+        """This rank's share of rows that need not split evenly, such as a vocabulary's: the last ranks have fewer."""
+        share = -(-rows // self.world_size)
+        return slice(min(self.rank * share, rows), min((self.rank + 1) * share, rows))
 
 
 class Piece(NamedTuple):
@@ -69,6 +75,7 @@ class LayerContext:
     weight_dtype: torch.dtype  # of matrices and the embedding table
     shard: Shard = Shard()
     quantizer: Quantizer | None = None  # of linear layers' matrices, as they are loaded
+    group: RankGroup | None = None  # who sums over the ranks, where there are several
     slots: dict[str, WeightSlot] = field(default_factory=dict[str, WeightSlot])
     linears: list[Linear] = field(default_factory=list["Linear"])
 
@@ -82,6 +89,13 @@ class LayerContext:
             return self.matrix(rows, columns)
         check_groups(self.quantizer.name, self.quantizer.group_size, columns, name)
         return PendingWeight(rows, columns, self.quantizer, self.weight_dtype, self.device)
+
+    def vocabulary(self, name: str, vocab_size: int, hidden_size: int) -> Tensor:
+        """Enters and returns this rank's rows of a [vocab_size, hidden_size] table."""
+        rows = self.shard.take_rows(vocab_size)
+        table = self.matrix(rows.stop - rows.start, hidden_size)
+        self.enter_piece(name, (vocab_size, hidden_size), (rows, slice(0, hidden_size)), table)
+        return table
 
     def vector(self, size: int) -> Tensor:
         """Unset [size] in the activations' dtype."""

@@ -55,7 +55,7 @@ class CausalLM(Protocol):
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [rows, hidden_size]: logits [rows, vocab_size] float32."""
+        """hidden [rows, hidden_size]: logits [rows, vocab_size] float32; of several ranks each has its own tokens'."""
         ...
 
     def ignores(self, tensor_name: str) -> bool:

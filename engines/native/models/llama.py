@@ -41,7 +41,8 @@ class DecoderLayer:
     ) -> tuple[Tensor, Tensor]:
         """x is what the layer before would add to `residual` ([num_tokens, hidden_size] both); the same is returned.
 
-        The addition waits for the next norm, which does both in one pass. The first layer has no residual yet.
+        The addition waits for the next norm, which does both in one pass; so does the sum over ranks of what would be
+        added. The first layer has no residual yet.
         """
         x, residual = self.attention(x, residual, positions, kv_cache, metadata)
         x, residual = self.mlp(self._scaled(x), residual)
@@ -68,8 +69,7 @@ class LlamaForCausalLM:
         self.norm = RMSNorm(context, "model.norm", config.hidden_size, config.rms_norm_eps)
         table = self.embed_tokens.table
         if not config.tie_word_embeddings:
-            table = context.matrix(config.vocab_size, config.hidden_size)
-            context.enter("lm_head.weight", table)
+            table = context.vocabulary("lm_head.weight", config.vocab_size, config.hidden_size)
         self.lm_head = LMHead(context, table, config.logits_divisor)
         self.weight_bytes = context.weight_bytes()
 

@@ -77,6 +77,16 @@ class MaskTokens(Protocol):
     def __call__(self, logits: Tensor, at: Tensor, bits: Tensor) -> None: ...
 
 
+class LocalBest(Protocol):
+    def __call__(
+        self, logits: Tensor, temperature: Tensor | None, seeds: Tensor | None, positions: Tensor | None, first: int
+    ) -> Tensor: ...
+
+
+class BestOf(Protocol):
+    def __call__(self, offers: Tensor, temperature: Tensor | None) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOps:
     """The functions of torch_core.py and torch_watermark.py, which say what each means, in one implementation."""
@@ -89,6 +99,8 @@ class SamplingOps:
     mark_tokens: MarkTokens = torch_watermark.mark_tokens
     fresh_contexts: FreshContexts = torch_watermark.fresh_contexts
     compete: Compete = torch_watermark.compete
+    local_best: LocalBest = torch_core.local_best
+    best_of: BestOf = torch_core.best_of
 
 
 TORCH_OPS = SamplingOps()
@@ -119,7 +131,7 @@ def _numba_ops() -> SamplingOps:
 
 
 def _triton_ops() -> SamplingOps:
-    from engines.native.kernels import triton_mask, triton_sampler, triton_watermark
+    from engines.native.kernels import triton_mask, triton_sampler, triton_vocab_split, triton_watermark
 
     return replace(
         TORCH_OPS,
@@ -129,4 +141,6 @@ def _triton_ops() -> SamplingOps:
         mark_tokens=triton_watermark.mark_tokens,
         fresh_contexts=triton_watermark.fresh_contexts,
         compete=triton_watermark.compete,
+        local_best=triton_vocab_split.local_best,
+        best_of=triton_vocab_split.best_of,
     )

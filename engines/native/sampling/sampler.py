@@ -30,6 +30,8 @@ ids. What a row gets depends on that row alone, never on its place in the batch 
 
 The sampler derives from the batch which passes any row needs, and keeps that until the batch changes: a step of greedy
 rows is one argmax. It waits for nothing on the device.
+
+Where a model is split over ranks, each rank has its own tokens' logits; see vocab_split.py.
 """
 
 from dataclasses import dataclass
@@ -44,6 +46,7 @@ from engines.native.sampling.logits_processors import LogitsProcessor
 from engines.native.sampling.logprobs import Logprobs, score
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import Feature, SamplingState, on_device
+from engines.native.sampling.vocab_split import VocabSplit
 from engines.native.sampling.watermark import MarkTokens, Tournament
 
 PROCESSORS: tuple[type[LogitsProcessor], ...] = (
@@ -92,10 +95,20 @@ class SamplingPlan:
     logprobs_index: Tensor  # [n] int64, the same on the device
     logprobs_counts: list[int]
 
+    @property
+    def compares_only(self) -> bool:
+        """Whether the best token is all that any row needs to know of the distribution."""
+        core = self.core
+        filtered = core is not None and not (core.top_k is core.top_p is core.min_p is None)
+        return not (self.processors or self.filters or self.logprobs_at or filtered)
+
 
 class Sampler:
-    def __init__(self, state: SamplingState, ops: SamplingOps) -> None:
+    """With a `split`, logits everywhere are those of this rank's tokens."""
+
+    def __init__(self, state: SamplingState, ops: SamplingOps, split: VocabSplit | None = None) -> None:
         self.state = state
+        self.split = split
         self.ops = ops
         self._plan: SamplingPlan | None = None
 
@@ -124,8 +137,12 @@ class Sampler:
             length_list=length_list,
             noise=NoiseKeys(positions, positions),
         )
-        assert logits.shape == (len(row_list), self.state.vocab_size), "logits do not fit the batch"
         plan = self._plan_for(batch)
+        if self.split is not None:
+            if plan.compares_only and masks is None:
+                return SamplerOutput(self._compare(logits, plan.core, positions, self.split), None)
+            logits = self.split.whole(logits)
+        assert logits.shape == (len(row_list), self.state.vocab_size), "logits do not fit the batch"
         if plan.core is not None:
             batch.noise.seeds = plan.core.seeds
         distribution = logits[plan.logprobs_index].log_softmax(dim=1) if plan.logprobs_at else None
@@ -136,10 +153,17 @@ class Sampler:
         for processor in plan.filters:
             processor.apply(logits, batch)
         token_ids = self._choose(logits, plan.core, batch.noise)
+        if self.split is not None:
+            self.split.agree(token_ids)
         if distribution is None:
             return SamplerOutput(token_ids, None)
         chosen = token_ids[plan.logprobs_index]
         return SamplerOutput(token_ids, score(distribution, chosen, plan.logprobs_at, plan.logprobs_counts))
+
+    def _compare(self, logits: Tensor, core: CoreParams | None, positions: Tensor, split: VocabSplit) -> Tensor:
+        if core is None:
+            return split.choose(logits, None, None, None)
+        return split.choose(logits, core.temperature, core.seeds, positions)
 
     def _choose(self, logits: Tensor, core: CoreParams | None, noise: NoiseKeys) -> Tensor:
         if core is None:

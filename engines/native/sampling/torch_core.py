@@ -49,6 +49,36 @@ def sample_core(
     return winners[:, 0] if token_ids.dim() == 1 else token_ids.gather(1, winners)[:, 0]
 
 
+def local_best(
+    logits: Tensor, temperature: Tensor | None, seeds: Tensor | None, positions: Tensor | None, first: int
+) -> Tensor:
+    """What sample_core without filters compares, for tokens [first, first + logits.shape[1]) of the vocabulary.
+
+    The other arguments are sample_core's; without them every row is greedy. Returns an offer, [3, B] int32: the bits of
+    the part's largest logit, the bits of the best token's score, which is (logit - that largest) / temperature + noise,
+    and the token.
+    """
+    peak, at = logits.max(dim=1)
+    score = torch.zeros_like(peak)
+    if temperature is not None and seeds is not None and positions is not None:
+        greedy_rows = (temperature == 0)[:, None]
+        scores = scaled(logits, torch.where(greedy_rows[:, 0], 1.0, temperature))
+        token_ids = torch.arange(first, first + logits.shape[1], device=logits.device)
+        noise = gumbel_noise(seeds[:, None], positions[:, None], token_ids)
+        score, at = scores.add_(noise.masked_fill_(greedy_rows, 0.0)).max(dim=1)
+    return torch.stack((peak.view(torch.int32), score.view(torch.int32), (at + first).int()))
+
+
+def best_of(offers: Tensor, temperature: Tensor | None) -> Tensor:
+    """The best token of every row, [B] int64, from the offers [parts, 3, B] of a vocabulary's parts, in their order."""
+    peaks, scores = offers[:, :2].view(torch.float32).unbind(1)
+    below = peaks - peaks.amax(dim=0).clamp_(min=torch.finfo(torch.float32).min)
+    if temperature is not None:
+        below = below / torch.where(temperature == 0, 1.0, temperature)
+    winners = (scores + below).argmax(dim=0, keepdim=True)  # of equals the first part: the lowest token ids
+    return offers[:, 2].gather(0, winners)[0].long()
+
+
 _ROWS_AT_ONCE = 32  # rows that are sorted at a time: sorting a batch of 512 rows would take gigabytes
 
 

@@ -22,7 +22,7 @@ from engines.native.models.gguf_config import gguf_family
 from engines.native.models.model_config import ModelConfig
 from engines.native.quantization.gguf import from_rows
 from engines.native.quantization.weight import QuantizedWeight
-from engines.native.weights.gguf_dequantize import StorageType, dequantize_rows, storage_type
+from engines.native.weights.gguf_dequantize import StorageType, dequantize_columns, dequantize_rows, storage_type
 from engines.native.weights.source import TensorInfo
 
 _OUTER_NAMES: Mapping[str, str] = {
@@ -79,9 +79,7 @@ class GGUFSource:
         if len(index) == 1 or index[1] == slice(0, entry.columns):
             dequantize_rows(data, entry.storage, target)
         else:
-            whole_rows = torch.empty(data.shape[0], entry.columns)
-            dequantize_rows(data, entry.storage, whole_rows)
-            target.copy_(whole_rows[:, index[1]])
+            dequantize_columns(data, entry.storage, index[1], target)
 
     def read_quantized(self, name: str, index: Index) -> QuantizedWeight | None:
         entry = self._entries[name]

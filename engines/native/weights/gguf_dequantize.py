@@ -60,6 +60,15 @@ def dequantize_rows(rows: Tensor, storage: StorageType, target: Tensor) -> None:
         target[start : start + step].copy_(values.view(-1, target.shape[1]))
 
 
+def dequantize_columns(rows: Tensor, storage: StorageType, columns: slice, target: Tensor) -> None:
+    """Some columns of rows [N, row_bytes] into target [N, that many]; reads only the blocks that they lie in."""
+    first, last = columns.start // storage.block_size, -(-columns.stop // storage.block_size)
+    blocks = torch.empty(rows.shape[0], (last - first) * storage.block_size)
+    dequantize_rows(rows[:, first * storage.block_bytes : last * storage.block_bytes], storage, blocks)
+    start = columns.start - first * storage.block_size
+    target.copy_(blocks[:, start : start + target.shape[1]])
+
+
 def half(blocks: Tensor, at: int) -> Tensor:
     """The float16 at byte `at` of each block, as float32 [blocks, 1]."""
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from engines.errors import EngineUnavailable
 from engines.native.kernels.ops import Ops
-from engines.native.layers.context import LayerContext, WeightSlot
+from engines.native.layers.context import LayerContext, Shard, WeightSlot
 from engines.native.models import CausalLM, model_class
 from engines.native.models.model_config import ModelConfig
 from engines.native.quantization.checkpoint import CheckpointSource, method_of
@@ -28,6 +28,9 @@ from engines.native.weights.dummy import DummySource
 from engines.native.weights.gguf import GGUFSource
 from engines.native.weights.safetensors import SafetensorsSource
 from engines.native.weights.source import WeightSource
+
+if TYPE_CHECKING:
+    from engines.native.distributed.group import RankGroup
 
 _NAMED_AT_MOST = 8  # tensors in an error message
 
@@ -45,14 +48,23 @@ def load_model(
     seed: int = 0,
     on_progress: OnProgress = no_progress,
     quantizer: Quantizer | None = None,
+    group: RankGroup | None = None,
 ) -> CausalLM:
     """Build the model that `config` describes and fill it from `path`, a folder of safetensors or a .gguf file.
 
     `dtype` is the arithmetic's; matrices may be kept in another, `weight_dtype`. `max_model_len` bounds positions
-    (default: the model's own context). Progress is told in bytes of the files. Raises EngineUnavailable naming the
-    files or tensors that do not fit.
+    (default: the model's own context). With a `group` it is this rank's part of the model. Progress is told in bytes
+    of the files. Raises EngineUnavailable naming the files or tensors that do not fit.
     """
-    context = LayerContext(ops=ops, device=device, dtype=dtype, weight_dtype=weight_dtype or dtype, quantizer=quantizer)
+    context = LayerContext(
+        ops=ops,
+        device=device,
+        dtype=dtype,
+        weight_dtype=weight_dtype or dtype,
+        shard=group.shard if group is not None else Shard(),
+        group=group,
+        quantizer=quantizer,
+    )
     model = model_class(config.architecture)(config, context, max_model_len or config.context_length)
     source: WeightSource
     if load_format == "dummy":

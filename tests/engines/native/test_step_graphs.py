@@ -33,7 +33,7 @@ class RerunContext(GraphContext):
 
     def capture(self, inputs, forward, sample):
         def sample_anything_for_padding(inputs, logits):
-            token_ids = sample(inputs, logits)
+            token_ids = sample(inputs, logits, filtered=True)
             used = self.rows.token_table[-1]
             used[used.nonzero()] = -1  # what was stored for padding: no kernel promises a token id there
             return token_ids
@@ -47,8 +47,9 @@ class RerunContext(GraphContext):
             inputs,
             Rerun(lambda: logits.copy_(forward(inputs))),
             Rerun(lambda: token_ids.copy_(sample(inputs, logits))),
-            logits,
             token_ids,
+            logits,
+            filtered=None,
         )
 
 

@@ -22,7 +22,7 @@ from engines.native.models import CausalLM
 from engines.native.models.hf_config import config_from_hf
 from engines.native.models.llama import LlamaForCausalLM
 from engines.native.weights.dummy import DummySource
-from engines.native.weights.gguf_dequantize import dequantize_rows, storage_type
+from engines.native.weights.gguf_dequantize import dequantize_columns, dequantize_rows, storage_type
 from engines.native.weights.loader import load_model
 from engines.native.weights.safetensors import SafetensorsSource
 
@@ -213,6 +213,38 @@ def test_dummy_shards_are_parts_of_one_model() -> None:
     source.read("a.weight", (slice(0, 4), slice(0, 6)), whole)
     source.read("a.weight", (slice(2, 4), slice(0, 6)), part)
     assert torch.equal(part, whole[2:])
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_ask_for_their_own_parts_of_a_checkpoint_and_together_for_all_of_it(world_size: int) -> None:
+    times_read: dict[str, Tensor] = {}
+    for rank in range(world_size):
+        context = context_for(Shard(rank, world_size))
+        LlamaForCausalLM(CONFIG, context, 16)
+        for name, slot in context.slots.items():
+            counts = times_read.setdefault(name, torch.zeros(slot.shape))
+            for piece in slot.pieces:
+                assert counts[piece.source].shape == piece.target.shape
+                counts[piece.source] += 1
+    for name, counts in times_read.items():
+        shared_kv = world_size // 2 if ".k_proj" in name or ".v_proj" in name else 1  # 2 KV heads
+        on_every_rank = name.endswith("norm.weight")
+        assert torch.all(counts == (world_size if on_every_rank else shared_kv)), name
+
+
+def test_a_vocabulary_that_does_not_split_evenly_leaves_less_to_the_last_ranks() -> None:
+    parts = [Shard(rank, 4).take_rows(10) for rank in range(4)]
+    assert parts == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 10)]
+    assert Shard(3, 4).take_rows(3) == slice(3, 3)
+
+
+@pytest.mark.parametrize("columns", [slice(0, 256), slice(256, 512), slice(64, 96), slice(100, 300)])
+def test_columns_of_quantized_rows_equal_those_of_the_whole(columns: slice) -> None:
+    whole, part = torch.empty(9, 512), torch.empty(4, columns.stop - columns.start)
+    rows = torch.from_numpy(random_blocks(gguf.GGMLQuantizationType.Q8_0, 9, 512))
+    dequantize_rows(rows, storage_type(gguf.GGMLQuantizationType.Q8_0), whole)
+    dequantize_columns(rows[2:6], storage_type(gguf.GGMLQuantizationType.Q8_0), columns, part)
+    assert torch.equal(part, whole[2:6, columns])
 
 
 def test_units_that_ranks_cannot_share_are_refused() -> None:
