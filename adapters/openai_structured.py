@@ -49,7 +49,15 @@ class TextFormat(WireModel):
 
 
 class JsonObjectFormat(WireModel):
-    type: Literal["json_object"]
+    """With `value`, a schema in Text Generation Inference's shape; so are `json` and `regex` below."""
+
+    type: Literal["json_object", "json"]
+    value: JsonSchemaOrText | None = None
+
+
+class RegexFormat(WireModel):
+    type: Literal["regex"]
+    value: GrammarText
 
 
 class NamedSchema(WireModel):
@@ -59,13 +67,21 @@ class NamedSchema(WireModel):
     strict: bool | None = None
 
 
+class ValuedSchema(WireModel):
+    name: str | None = Field(default=None, min_length=1, max_length=256)
+    schema_: JsonSchemaOrText = Field(alias="schema")
+
+
 class JsonSchemaFormat(WireModel):
+    """`value` in place of `json_schema` is Text Generation Inference's shape."""
+
     type: Literal["json_schema"]
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = None
+    value: ValuedSchema | None = None
 
 
 ARM_POSITIONS = {"response_format": 1}
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat | RegexFormat, Field(discriminator="type")]
 
 
 class StructuredOutputs(WireModel):
@@ -97,10 +113,18 @@ class StructuredFields(WireModel):
 
     def _response_format(self) -> list[StructuredOutput]:
         match self.response_format:
-            case JsonObjectFormat():
-                return [StructuredOutput(JsonObject(), "response_format")]
+            case JsonObjectFormat(value=schema):
+                if schema is None:
+                    return [StructuredOutput(JsonObject(), "response_format")]
+                return [StructuredOutput(JsonSchema(schema), "response_format.value")]
+            case RegexFormat(value=pattern):
+                return [StructuredOutput(Regex(pattern), "response_format.value")]
+            case JsonSchemaFormat(json_schema=None, value=ValuedSchema(schema_=schema, name=name)):
+                return [StructuredOutput(JsonSchema(schema, name or "answer"), "response_format.value.schema")]
             case JsonSchemaFormat(json_schema=named):
                 field = "response_format.json_schema.schema"
+                if named is None:
+                    refuse("response_format.json_schema", "this field is required", code="missing_required_parameter")
                 if named.schema_ is None:
                     refuse(field, "this field is required", code="missing_required_parameter")
                 return [StructuredOutput(JsonSchema(named.schema_, named.name, named.strict), field)]

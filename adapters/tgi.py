@@ -14,6 +14,7 @@ from adapters.adapter import Collected, CollectedChoice, Exchange
 from adapters.openai_logprobs import mean_logprob
 from adapters.sse import data_frame, to_json
 from adapters.tgi_errors import native_error_body, native_error_frame, refuse_native
+from adapters.tgi_grammar import structured_output
 from adapters.tgi_tokens import UNKNOWN_ID, TokenTexts, cut_to, num_chars, prefill_tokens, top_tokens
 from adapters.tgi_types import (
     BestOfSequence,
@@ -121,13 +122,12 @@ def plan_of(
         logprobs_optional=num_top == 0,
         prompt_logprobs=0 if asked.decoder_input_details else None,
     )
-    if asked.grammar is not None:
-        refuse_native("`grammar` cannot be honoured: this server does not constrain its output", "grammar")
     generation = GenerationRequest(
         request_id=request_id,
         model=model,
         prompt=TextPrompt(request.inputs),
         sampling=sampling,
+        structured_output=structured_output(asked.grammar),
         n=best_of,
         stream=stream,
         truncate_prompt_tokens=asked.truncate,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from config.settings import SettingsError, known_settings, load_settings
+from config.settings import SettingsError, load_settings
 from config.sources import env_name
 from gateway.cli.gpus import visible_gpus
 from gateway.cli.tgi_flags import (
@@ -97,10 +97,6 @@ def _apply(flag: Flag, value: Any, name: str, result: Translation, names: dict[s
     if becomes.name == _HUB_CACHE:
         result.environment[_HUB_CACHE] = value
         return
-    if becomes.name not in known_settings():
-        if value == "1":
-            return
-        raise BadValue("more than 1 cannot be honoured: a model is not split over GPUs yet")
     other = names.get(becomes.name)
     if other is not None and other.startswith("--") and not name.startswith("--"):
         return  # a flag wins over another flag's variable
@@ -114,10 +110,7 @@ def _add_defaults(result: Translation, given: Mapping[str, Any], environment: Ma
     """TGI's own, for what nobody said in its words or in ours."""
     result.settings.setdefault("any_model", True)
     sharded = given.get("sharded", environment.get("SHARDED", ""))
-    if (
-        "tensor_parallel_size" in known_settings() - result.settings.keys()
-        and env_name("tensor_parallel_size") not in environment
-    ):
+    if "tensor_parallel_size" not in result.settings and env_name("tensor_parallel_size") not in environment:
         num_gpus = 1 if sharded and not _is_true(sharded) else visible_gpus(environment)
         if num_gpus > 1:
             result.settings["tensor_parallel_size"] = num_gpus

@@ -32,7 +32,7 @@ def setting(name: str, *argv: str, **environment: str) -> Any:
 def test_every_flag_leads_to_a_setting_that_there_is():
     known = {*ServerSection.model_fields, *NativeSettings.model_fields, "HF_HUB_CACHE"}
     for flag in (*FLAGS, *VARIABLES):
-        if isinstance(flag.becomes, Setting) and flag.name != "num-shard":
+        if isinstance(flag.becomes, Setting):
             assert flag.becomes.name in known, flag.name
 
 
@@ -144,9 +144,11 @@ def test_contradictions_and_bad_values_are_named(argv: list[str]):
         translated(*argv)
 
 
-def test_one_shard_is_always_to_be_had():
-    (engine,) = load_settings(translated("--num-shard", "1").settings).engines
+@pytest.mark.parametrize("shards", [1, 2, 8])
+def test_shards_are_ranks_of_tensor_parallelism(shards: int):
+    (engine,) = load_settings(translated("--num-shard", str(shards)).settings).engines
     assert engine.kind == "native"
+    assert engine.tensor_parallel_size == shards
 
 
 @pytest.mark.parametrize(
