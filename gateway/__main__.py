@@ -1,4 +1,4 @@
-"""The command line: `headrace serve | launch | chat | bench | config | watermark | version`.
+"""The command line: `headrace serve | launch | chat | batch | bench | config | watermark | version`.
 
 Parses, reads the settings once, and hands over to `gateway/cli/`. Parts are imported when a command needs them, so that
 `--help` is quick and `chat` does not load a server.
@@ -11,10 +11,11 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NoReturn
 
 from config.settings import Loaded, SettingsError, load_settings
-from gateway.cli.arguments import add_native_settings, add_settings, given_settings
+from gateway.cli.arguments import add_batch_settings, add_native_settings, add_settings, given_settings
 from gateway.cli.bench_arguments import BenchArguments, add_bench_arguments, bench_arguments
 from gateway.cli.launch import add_flags, launch
 
@@ -29,12 +30,17 @@ examples:
   headrace serve --engine remote --upstream https://example.com/v1
   headrace serve --config headrace.toml            several engines, each with its names
   headrace chat                                    talk to a running server
+  headrace batch requests.jsonl                    answer a file of requests, in OpenAI's Batch format
   headrace bench throughput ./model                measure the engine without HTTP
 """
 _SERVE_EPILOG = """\
 Every flag is also a variable (--max-model-len: HEADRACE_MAX_MODEL_LEN) and a key of the TOML file (max_model_len). The
 command line wins over the environment, the environment over the file. Several engines: [[engines]] tables in the file;
 `headrace config --example` prints one with every setting.
+"""
+_BATCH_EPILOG = """\
+Run the same command again to go on where it ended: requests that have a final answer in the output are not asked again.
+docs/batch.md says what a line of each file holds, and what the exit codes mean.
 """
 _BENCH_EPILOG = """\
 Each figure comes with its share of what this device was measured to do at the start of the run: copy memory, and
@@ -89,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="System message that opens the conversation.")
     chat.add_argument("--temperature", type=float, metavar="X", help="Default: the server's.")
     chat.add_argument("--api-key", metavar="TEXT", help="Bearer token, if the server wants one.")
+    batch = _command(commands, "batch", _batch, "Answer every request of a file, into another file.", _BATCH_EPILOG)
+    batch.usage = "headrace batch FILE [MODEL] [--OPTION VALUE ...]"
+    batch.add_argument("file", metavar="FILE", type=Path, help="JSON lines, in the format of OpenAI's Batch API.")
+    batch.add_argument(
+        "--output", metavar="PATH", type=Path, help="Answers. Default: NAME.output.jsonl beside NAME.jsonl."
+    )
+    batch.add_argument("--url", type=_base_url, help="Base URL of a server. Default: engines are started for this run.")
+    batch.add_argument(
+        "--concurrency", metavar="N", type=_at_least_one, default=64, help="Requests open at once. [%(default)s]"
+    )
+    add_batch_settings(batch)
     bench = _command(commands, "bench", _bench, "Measure the native engine without HTTP.", _BENCH_EPILOG)
     bench.usage = "headrace bench {latency,throughput,prefill,all} [MODEL] [--OPTION VALUE ...]"
     add_bench_arguments(bench)
@@ -125,6 +142,18 @@ def _command(
     return parser
 
 
+def _base_url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"must start with http:// or https:// (got {text!r})")
+    return text
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes whole numbers of at least 1 (got {text!r})")
+    return int(text)
+
+
 def _load(arguments: argparse.Namespace) -> Loaded:
     parser: _Parser = arguments.parser
     try:
@@ -154,6 +183,22 @@ def _chat(arguments: argparse.Namespace) -> int:
         api_key=arguments.api_key,
     )
     return chat(options, Console())
+
+
+def _batch(arguments: argparse.Namespace) -> int:
+    if arguments.url is not None:
+        engines = sorted(given_settings(arguments).keys() - {"config", "api_key", "log_level"})
+        if engines:
+            parser: _Parser = arguments.parser
+            flag = "--" + engines[0].replace("_", "-")
+            parser.error(f"{flag} is about an engine of this command's own, and --url names a server instead")
+    loaded = _load(arguments)
+    from gateway.cli.batch import BatchOptions, batch
+
+    options = BatchOptions(
+        file=arguments.file, output=arguments.output, url=arguments.url, concurrency=arguments.concurrency
+    )
+    return batch(options, loaded)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

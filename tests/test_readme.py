@@ -77,7 +77,7 @@ def test_settings_snippet_loads(tmp_path: Path):
 
 def test_commands_in_the_table_exist():
     commands = re.findall(r"(?m)^\| `headrace (\w+)", README)
-    assert commands == ["serve", "launch", "chat", "bench", "config", "watermark", "version"]
+    assert commands == ["serve", "launch", "chat", "batch", "bench", "config", "watermark", "version"]
     for command in commands:
         assert headrace(command, "--help").returncode == 0
 

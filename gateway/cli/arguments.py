@@ -35,6 +35,20 @@ def add_native_settings(parser: argparse.ArgumentParser) -> None:
             _add_group(parser, group)
 
 
+def add_batch_settings(parser: argparse.ArgumentParser) -> None:
+    """MODEL, every engine's flags, and those of the server that mean something where nothing is served."""
+    _add_model(parser)
+    group = parser.add_argument_group("settings")
+    for name in ("config", "api_key", "any_model", "log_level"):
+        options = _options(name, Settings.model_fields[name])
+        if name == "api_key":
+            options["help"] = "Bearer token for --url; process lists show flags, so prefer the environment."
+        group.add_argument(flag_name(name), **options)
+    for settings in setting_groups():
+        if settings.kind is not None or "engine" in settings.fields:
+            _add_group(parser, settings)
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         _POSITIONAL,
