@@ -50,12 +50,12 @@ class BatchAnswer:
     body: Any = None
     error: str = ""
 
-    def used(self, tokens: str) -> int:
-        """A count of its usage, by name; 0 where it has none."""
-        try:
-            return int(self.body["usage"][tokens])
-        except (LookupError, TypeError, ValueError):
-            return 0
+    def used(self, *names: str) -> int:
+        """Tokens that its usage counts under the first of these names that it has; 0 where it has none."""
+        for name in names:
+            with contextlib.suppress(LookupError, TypeError, ValueError):
+                return int(self.body["usage"][name])
+        return 0
 
 
 class _Line(BaseModel):
@@ -65,7 +65,7 @@ class _Line(BaseModel):
 
     custom_id: str = Field(min_length=1)
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions"]
+    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
     body: dict[str, Any]
 
 

@@ -25,8 +25,8 @@ class Tally:
 
     def add(self, answer: BatchAnswer) -> None:
         self.statuses[answer.status] += 1
-        self.prompt_tokens += answer.used("prompt_tokens")
-        self.completion_tokens += answer.used("completion_tokens")
+        self.prompt_tokens += answer.used("prompt_tokens", "input_tokens")
+        self.completion_tokens += answer.used("completion_tokens", "output_tokens")
 
     @property
     def complete(self) -> bool:

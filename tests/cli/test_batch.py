@@ -49,21 +49,25 @@ def test_each_request_has_its_answer_in_the_batch_format(tmp_path: Path):
         "url": "/v1/completions",
         "body": {"model": "echo", "prompt": "é", "max_tokens": 1},
     }
-    path = written(tmp_path, [line("a", "first"), line("b", "second"), completion])
+    body = {"model": "echo", "input": "third"}
+    response = {"custom_id": "d", "method": "POST", "url": "/v1/responses", "body": body}
+    path = written(tmp_path, [line("a", "first"), line("b", "second"), completion, response])
     ended = headrace("batch", str(path), *ECHO, HEADRACE_API_KEY="hush")
     assert ended.returncode == 0, ended.stderr
     found = {answer["custom_id"]: answer for answer in answers(tmp_path)}
     assert all(answer.keys() == {"id", "custom_id", "response", "error"} for answer in found.values())
-    assert len({answer["id"] for answer in found.values()}) == 3
+    assert len({answer["id"] for answer in found.values()}) == 4
     bodies = {name: answer["response"]["body"] for name, answer in found.items()}
     assert bodies["a"]["choices"][0]["message"]["content"] == "first"
     assert bodies["b"]["choices"][0]["message"]["content"] == "second"
     assert bodies["c"]["choices"][0]["text"] == "é"
+    assert bodies["d"]["output"][0]["content"][0]["text"] == "third"
     assert found["a"]["response"]["status_code"] == 200
     assert found["a"]["response"]["request_id"]
     assert found["a"]["error"] is None
-    tokens = sum(body["usage"]["completion_tokens"] for body in bodies.values())
-    assert ended.stdout.startswith("3 of 3 requests answered; ")
+    tokens = bodies["d"]["usage"]["output_tokens"]
+    tokens += sum(bodies[name]["usage"]["completion_tokens"] for name in "abc")
+    assert ended.stdout.startswith("4 of 4 requests answered; ")
     assert f", {tokens} out in " in ended.stdout
     assert ended.stdout.endswith("r.output.jsonl\n")
 
