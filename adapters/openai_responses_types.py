@@ -6,7 +6,7 @@ Every field of OpenAI's request type stands here: as a field that is honoured, m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -133,6 +133,8 @@ _NO_STATE = "conversations are kept as chains of responses; send previous_respon
 
 class ResponsesRequest(SamplingFields):
     """POST /v1/responses."""
+
+    arm_positions: ClassVar[Mapping[str, int]] = {"text": 2}
 
     input: Input
     instructions: str | None = None

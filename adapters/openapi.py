@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
+from adapters.anthropic_errors import MessagesError
+from adapters.anthropic_types import CountTokensRequest, MessageEvent, MessageObject, MessagesRequest, TokenCount
 from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
 from adapters.openai_errors import ErrorBody
@@ -25,6 +27,8 @@ _REQUESTS = (
     ChatCompletionRequest,
     CompletionRequest,
     ResponsesRequest,
+    MessagesRequest,
+    CountTokensRequest,
     TokenizeRequest,
     DetokenizeRequest,
     DetectRequest,
@@ -40,6 +44,10 @@ _ANSWERS = (
     ResponseEvent,
     DeletedResponse,
     ItemList,
+    MessageObject,
+    MessageEvent,
+    TokenCount,
+    MessagesError,
     ModelList,
     ModelObject,
     TokenizeAnswer,

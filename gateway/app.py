@@ -21,6 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from adapters.adapter import Adapter
+from adapters.anthropic_messages import MessagesAdapter
 from adapters.openai_chat import ChatAdapter
 from adapters.openai_completions import CompletionsAdapter
 from adapters.openai_responses import ResponsesAdapter
@@ -84,12 +85,15 @@ def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: G
     version = _installed_version()
     permits = Permits(options.max_concurrent_requests)
     chat = endpoints.Generate(_openai(ChatAdapter(), catalog), catalog, permits)
+    messages = endpoints.Generate(MessagesAdapter(), catalog, permits)
     completions = endpoints.Generate(_openai(CompletionsAdapter(), catalog), catalog, permits)
     return [
         *_native_routes(catalog, permits, options, version, admission),
         *_responses_routes(catalog, permits, options, store, admission),
         Route("/v1/chat/completions", chat, methods=["POST"], middleware=admission),
         Route("/v1/completions", completions, methods=["POST"], middleware=admission),
+        Route("/v1/messages", messages, methods=["POST"], middleware=admission),
+        Route("/v1/messages/count_tokens", endpoints.count_tokens(catalog), methods=["POST"], middleware=admission),
         Route("/v1/models", endpoints.list_models(catalog)),
         Route("/v1/models/{model:path}", endpoints.retrieve_model(catalog)),
         Route("/tokenize", native.tokenize(catalog), methods=["POST"], middleware=admission),

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.adapter import Adapter, Exchange
+from adapters.anthropic_messages import count_body, parse_count
 from adapters.openai_models import model_body, model_list_body
 from adapters.tokenize import detokenize_body, parse_detokenize, parse_tokenize, tokenize_body
 from adapters.watermark import detect_body, parse_detect
@@ -91,6 +92,17 @@ async def tokenize_answer(catalog: Catalog, body: bytes) -> Response:
     served = catalog.resolve(call.model)
     tokenized = await served.engine.tokenize(served.card.name, call.prompt, with_texts=call.with_texts)
     return Response(tokenize_body(tokenized, with_texts=call.with_texts), media_type=JSON)
+
+
+def count_tokens(catalog: Catalog) -> Handler:
+    """POST /v1/messages/count_tokens"""
+
+    async def answer(request: Request) -> Response:
+        call = parse_count(await read_body(request.receive))
+        served = catalog.resolve(call.model)
+        return Response(count_body(await served.engine.tokenize(served.card.name, call.prompt)), media_type=JSON)
+
+    return answer
 
 
 def detokenize(catalog: Catalog) -> Handler:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapters.anthropic_errors import messages_error_body, messages_status
 from adapters.openai_errors import error_body
 from adapters.tgi_errors import native_error_body, native_status
 from engines.errors import (
@@ -96,6 +97,9 @@ NATIVE_PATHS = frozenset(
 )
 """Routes of TGI's native API: what is refused there before an adapter looks at it is refused in their shape."""
 
+MESSAGES_PATH = "/v1/messages"
+"""Anthropic's API: its routes, and what is unknown below them."""
+
 # What an upstream says about the gateway's own credentials or proxy is not the client's doing.
 _NOT_THE_CLIENTS = frozenset({401, 403, 407})
 
@@ -126,16 +130,33 @@ def client_error(error: Exception, request_id: str) -> HeadraceError:
     return GenerationFailed(f"Internal server error (request {request_id}).", code="internal_error")
 
 
-def error_response(error: HeadraceError, render: Callable[[HeadraceError, int], bytes] = error_body) -> Response:
+Render = Callable[[HeadraceError, int], bytes]
+_STATUS_IN: Mapping[Render, Callable[[HeadraceError, int], int]] = {
+    native_error_body: native_status,
+    messages_error_body: messages_status,
+}
+"""Shapes whose protocol has statuses of its own."""
+
+
+def error_response(error: HeadraceError, render: Render = error_body) -> Response:
     """`render` is an adapter's `error`; by default OpenAI's."""
-    status = native_status(error, status_of(error)) if render is native_error_body else status_of(error)
+    status = status_of(error)
+    if render in _STATUS_IN:
+        status = _STATUS_IN[render](error, status)
     return Response(render(error, status), status, headers_of(error), media_type="application/json")
+
+
+def _shape_at(path: str) -> Render:
+    """In which shape is refused what no adapter has looked at."""
+    if path in NATIVE_PATHS:
+        return native_error_body
+    return messages_error_body if path.startswith(MESSAGES_PATH) else error_body
 
 
 async def on_headrace_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
     record_of(request.scope).fail(error)
-    return error_response(error, native_error_body if request.url.path in NATIVE_PATHS else error_body)
+    return error_response(error, _shape_at(request.url.path))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

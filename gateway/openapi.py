@@ -43,6 +43,13 @@ _NATIVE_REFUSALS = {
     503: "The engine is starting, stopping or dead.",
 }
 
+_MESSAGES_REFUSALS = {
+    **_REFUSALS,
+    400: "The request cannot be honoured; the message names the field.",
+    503: "The engine is starting, stopping or dead.",
+    529: "The engine's queue is full, or as many requests are being answered as this server takes.",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
@@ -57,7 +64,7 @@ class _Operation:
     refusals: Sequence[int] = ()
     media_type: str = "application/json"
     unhealthy: bool = False  # 503 has the answer's own shape
-    native: bool = False  # refusals are in TGI's shape
+    refusal: str = "Refusal"  # kind of component: in OpenAI's shape, "NativeRefusal" in TGI's, "MessagesRefusal"
 
 
 _HEALTH_SCHEMA = {
@@ -102,7 +109,7 @@ def _native(
         body,
         chunk="NativeStreamEvent" if stream else None,
         refusals=tuple(_NATIVE_REFUSALS),
-        native=True,
+        refusal="NativeRefusal",
     )
 
 
@@ -153,6 +160,25 @@ OPERATIONS = (
         "What was sent for a stored response.",
         "ItemList",
         refusals=_STORED,
+    ),
+    _Operation(
+        "post",
+        "/v1/messages",
+        "Anthropic Messages: answer a conversation, whole or as a stream of named server-sent events.",
+        "MessageObject",
+        body="MessagesRequest",
+        chunk="MessageEvent",
+        refusals=(*_GENERATES, 529),
+        refusal="MessagesRefusal",
+    ),
+    _Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "Anthropic Messages: how many tokens a conversation has.",
+        "TokenCount",
+        body="CountTokensRequest",
+        refusals=_COUNTS,
+        refusal="MessagesRefusal",
     ),
     _Operation("get", "/v1/models", "List every model name.", "ModelList", refusals=(405,)),
     _Operation(
@@ -206,6 +232,7 @@ def openapi_document(version: str) -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
     refusal = {"application/json": {"schema": _schema("ErrorBody")}}
     native = {"application/json": {"schema": _schema("NativeError")}}
+    messages = {"application/json": {"schema": _schema("MessagesError")}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -222,6 +249,10 @@ def openapi_document(version: str) -> dict[str, Any]:
             | {
                 f"NativeRefusal{status}": {"description": text, "content": native}
                 for status, text in _NATIVE_REFUSALS.items()
+            }
+            | {
+                f"MessagesRefusal{status}": {"description": text, "content": messages}
+                for status, text in _MESSAGES_REFUSALS.items()
             },
             "headers": {
                 "X-Request-Id": {
@@ -259,8 +290,7 @@ def _describe(operation: _Operation) -> dict[str, Any]:
         content = {"application/json": {"schema": _HEALTH_SCHEMA}}
         responses["503"] = {**answer, "description": "An engine is not able to answer.", "content": content}
     for status in operation.refusals:
-        kind = "NativeRefusal" if operation.native else "Refusal"
-        responses[str(status)] = {"$ref": f"#/components/responses/{kind}{status}"}
+        responses[str(status)] = {"$ref": f"#/components/responses/{operation.refusal}{status}"}
     described: dict[str, Any] = {
         "operationId": operation.method + ("".join(word.capitalize() for word in _words(operation.path)) or "Root"),
         "summary": operation.summary,

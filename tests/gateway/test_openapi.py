@@ -84,6 +84,8 @@ async def test_document_is_served():
         ("post", "/v1/chat/completions", {**CHAT, "n": 2, "max_tokens": 3, "return_token_ids": True}),
         ("post", "/v1/completions", {"model": "echo", "prompt": ["a", "b"], "echo": True}),
         ("post", "/v1/responses", {"model": "echo", "input": [{"role": "user", "content": "Hi there"}]}),
+        ("post", "/v1/messages", {**CHAT, "max_tokens": 5}),
+        ("post", "/v1/messages/count_tokens", CHAT),
         ("get", "/v1/models", None),
         ("get", "/v1/models/echo", None),
         ("post", "/tokenize", {"prompt": "a b", "return_token_strs": True}),
@@ -132,13 +134,14 @@ async def test_every_chunk_fits_its_schema(path: str, fields: dict[str, Any]):
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/v1/completions", 400), ("/generate", 422), ("/nowhere", 404), ("/v1/models/x", 404)]
+    ("path", "status"),
+    [("/v1/completions", 400), ("/generate", 422), ("/v1/messages", 400), ("/nowhere", 404), ("/v1/models/x", 404)],
 )
 async def test_refusal_fits_its_schema(path: str, status: int):
     app = await echo_app()
     call = await (Call(app, path=path) if status == 404 else post(app, path, {})).run()
     assert call.status == status
-    kind = "NativeRefusal" if status == 422 else "Refusal"
+    kind = "NativeRefusal" if status == 422 else "MessagesRefusal" if path == "/v1/messages" else "Refusal"
     check(DOCUMENT["components"]["responses"][f"{kind}{status}"]["content"]["application/json"]["schema"], call.json())
 
 

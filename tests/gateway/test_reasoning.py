@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import Anthropic
 from openai import OpenAI
 
 from config.engines import NativeSettings
@@ -96,3 +97,37 @@ def test_reasoning_can_be_kept_out_of_the_answer(client: OpenAI):
     message = client.chat.completions.create(messages=MESSAGES, extra_body=body, **SAMPLED).choices[0].message
     assert not hasattr(message, "reasoning")
     assert "think>" not in (message.content or "")
+
+
+def test_responses_tell_reasoning_as_an_item_whole_and_streamed(client: OpenAI):
+    asked: Any = {"model": "thinker", "input": MESSAGES, "temperature": 0, "max_output_tokens": 60}
+    budget: Any = {"extra_body": {"thinking_token_budget": BUDGET}}
+    whole = client.responses.create(**asked, **budget)
+    assert [item.type for item in whole.output] == ["reasoning", "message"]
+    assert whole.usage
+    assert BUDGET < whole.usage.output_tokens_details.reasoning_tokens < whole.usage.output_tokens
+    with client.responses.stream(**asked, **budget) as stream:
+        thought = "".join(event.delta for event in stream if event.type == "response.reasoning_text.delta")
+        final = stream.get_final_response()
+    assert final.output_text == whole.output_text
+    for response in (whole, final):
+        item: Any = response.output[0]
+        assert item.content[0].text == thought
+    without = client.responses.create(**asked, reasoning={"effort": "none"})
+    assert [item.type for item in without.output] == ["message"]
+
+
+def test_messages_tell_thinking_as_a_block_that_may_be_sent_back(client: OpenAI):
+    asked: Any = {"model": "thinker", "max_tokens": 60, "extra_body": {"temperature": 0}}
+    thinking: Any = {"thinking": {"type": "enabled", "budget_tokens": BUDGET}}
+    url = str(client.base_url).removesuffix("/v1/")
+    with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=300) as claude:
+        whole = claude.messages.create(messages=MESSAGES, **asked, **thinking)
+        assert [block.type for block in whole.content] == ["thinking", "text"]
+        with claude.messages.stream(messages=MESSAGES, **asked, **thinking) as stream:
+            final = stream.get_final_message()
+        told = [[block.model_dump(exclude={"parsed_output"}) for block in answer.content] for answer in (whole, final)]
+        assert told[0] == told[1]
+        again: Any = [*MESSAGES, {"role": "assistant", "content": whole.content}, *MESSAGES]
+        without = claude.messages.create(messages=again, thinking={"type": "disabled"}, **asked)
+        assert [block.type for block in without.content] == ["text"]
