@@ -88,6 +88,10 @@ class CoreServer:
             self.fail(f"The engine core could not start: {type(error).__name__}: {error}")
         return 1
 
+    def close(self) -> None:
+        """Let go of the socket. Left to the interpreter's end, its context may wait for a socket that nobody closes."""
+        self._context.destroy(linger=0)
+
     # --- serving ------------------------------------------------------------------------------------------------------
 
     def serve(
@@ -189,12 +193,15 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the owner decides when we end
     server = CoreServer(sys.argv[1])
-    section = NativeSettings.model_validate_json(sys.stdin.buffer.read())
-    if section.tensor_parallel_size > 1:
-        from engines.native.distributed.leader import run_leader
+    try:
+        section = NativeSettings.model_validate_json(sys.stdin.buffer.read())
+        if section.tensor_parallel_size > 1:
+            from engines.native.distributed.leader import run_leader
 
-        run_leader(server, section)
-    return run(server, section)
+            run_leader(server, section)
+        return run(server, section)
+    finally:
+        server.close()
 
 
 def run(server: CoreServer, section: NativeSettings) -> int:

@@ -142,7 +142,7 @@ def main() -> None:
         print(len(at_start))
         for size in graph_sizes(MAX_ROWS):
             inputs = torch.tensor([[rows.scratch_row] * size, [0] * size])
-            graphs._sample(inputs, graphs._forward(inputs))
+            graphs._sample(inputs, graphs._forward(inputs), filtered=True)
         for decodes in (0, 16, 64):
             for tokens in (64, 128):
                 chunk_graphs._forward(chunk_graphs._empty_inputs(decodes, tokens), decodes, tokens)
