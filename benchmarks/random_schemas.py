@@ -1,8 +1,8 @@
 """Random JSON Schemas of the kinds that clients send, each a function of its seed. No model, no library.
 
 Objects with required, optional and pattern properties, arrays and tuples, strings by length, pattern and format,
-numbers by range, enums, constants, unions, intersections and recursive definitions. Sizes are bounded, so that an
-answer can be: a model with an unbounded string or array may go on until its tokens end.
+numbers by range and step, enums, constants, unions, intersections and shared definitions. Sizes are bounded, so that an
+answer can be: where a value may go on for ever, a small model may, until its tokens end.
 """
 
 from __future__ import annotations
@@ -43,25 +43,34 @@ def random_schema(seed: int) -> dict[str, Any]:
     """An object schema with a nested value or two; deterministic."""
     rng = random.Random(seed)
     schema = _object(rng, 0)
-    if rng.random() < 0.2:
-        node: dict[str, Any] = {
-            "type": "object",
-            "properties": {
-                "label": {"type": "string", "maxLength": 8},
-                "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/node"}]},
-            },
-            "required": ["label", "next"],
-            "additionalProperties": False,
+    if rng.random() < 0.1:
+        schema["$defs"] = {
+            "point": {"type": "array", "prefixItems": [_integer(rng, 0)] * 2, "minItems": 2, "items": False}
         }
-        schema["$defs"] = {"node": node}
-        schema["properties"]["tree"] = {"$ref": "#/$defs/node"}
+        schema["properties"] |= {"from": {"$ref": "#/$defs/point"}, "to": {"$ref": "#/$defs/point"}}
+        schema["required"] = sorted({*schema["required"], "to"})
+    elif rng.random() < 0.1:
+        depth = rng.randint(1, 3)
+        schema["$defs"] = {f"node{level}": _node(level) for level in range(depth + 1)}
+        schema["properties"]["tree"] = {"$ref": f"#/$defs/node{depth}"}
         schema["required"] = sorted({*schema["required"], "tree"})
     return schema
 
 
+def _node(level: int) -> dict[str, Any]:
+    """A list's node with at most `level` others behind it."""
+    following = [{"$ref": f"#/$defs/node{level - 1}"}] if level else []
+    return {
+        "type": "object",
+        "properties": {"label": {"type": "string", "maxLength": 8}, "next": {"anyOf": [{"type": "null"}, *following]}},
+        "required": ["label", "next"],
+        "additionalProperties": False,
+    }
+
+
 def _value(rng: random.Random, depth: int) -> Schema:
     leaves = [_string, _string, _number, _integer, _enum, _constant, _boolean, _null]
-    kinds = leaves if depth >= _MAX_DEPTH else [*leaves, _object, _array, _tuple, _union, _either, _intersection]
+    kinds = leaves if depth >= _MAX_DEPTH else [*leaves, _object, _map, _array, _tuple, _union, _either, _intersection]
     schema = rng.choice(kinds)(rng, depth)
     if rng.random() < 0.2:
         schema["description"] = "What it is."
@@ -70,15 +79,17 @@ def _value(rng: random.Random, depth: int) -> Schema:
 
 def _object(rng: random.Random, depth: int) -> dict[str, Any]:
     names = rng.sample(_NAMES, rng.randint(1, 4))
-    schema: dict[str, Any] = {
+    return {
         "type": "object",
         "properties": {name: _value(rng, depth + 1) for name in names},
         "required": [name for name in names if rng.random() < 0.7],
         "additionalProperties": False,
     }
-    if rng.random() < 0.1:
-        schema["patternProperties"] = {"^p_[a-z]$": {"type": "integer", "minimum": 0, "maximum": 99}}
-    return schema
+
+
+def _map(_rng: random.Random, _depth: int) -> dict[str, Any]:
+    values = {"^p_[a-z]$": {"type": "integer", "minimum": 0, "maximum": 99}}
+    return {"type": "object", "patternProperties": values, "additionalProperties": False, "maxProperties": 3}
 
 
 def _array(rng: random.Random, depth: int) -> dict[str, Any]:
@@ -112,7 +123,13 @@ def _integer(rng: random.Random, _depth: int) -> dict[str, Any]:
 
 def _number(rng: random.Random, _depth: int) -> dict[str, Any]:
     least = rng.randint(-50, 50)
-    return {"type": "number", "minimum": least, "exclusiveMaximum": least + rng.choice([1, 2.5, 100])}
+    largest = least + rng.choice([1, 2.5, 100])
+    return {
+        "type": "number",
+        "minimum": least,
+        "exclusiveMaximum": largest,
+        "multipleOf": rng.choice([0.125, 0.25, 0.5]),
+    }
 
 
 def _enum(rng: random.Random, _depth: int) -> dict[str, Any]:

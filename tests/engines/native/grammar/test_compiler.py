@@ -78,6 +78,17 @@ PERSON = JsonSchema(
         pytest.param(JsonObject(), '{"a": [1, {"b": null}]}', "[1]", id="any object"),
         pytest.param(JsonSchema(True), "[1, 2]", "[1, 2", id="any value"),
         pytest.param(JsonSchema({"enum": ["x", 3]}), "3", "4", id="enum"),
+        pytest.param(
+            JsonSchema(
+                {
+                    "$defs": {"n": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/n"}}]}},
+                    "$ref": "#/$defs/n",
+                }
+            ),
+            "[[null, [[]]], null]",
+            "[[1]]",
+            id="recursive",
+        ),
         pytest.param(Regex(r"[a-c]{2}/\d+"), "ab/12", "ad/12", id="regex"),
         pytest.param(OneOf(("yes", 'né"\n🎉')), 'né"\n🎉', "no", id="choice"),
         pytest.param(Grammar('root ::= "a" b*\nb ::= "b"'), "abb", "ba", id="GBNF"),
