@@ -78,10 +78,10 @@ class GrammarCompiler:
     """Satisfies `Constraints`, for one model.
 
     `load` is called once, in a thread. `vocab_size` is the model's, which may exceed the tokenizer's: ids beyond that
-    are never allowed.
+    are never allowed. `mask_threads` make the masks of one step; half the cores unless told.
     """
 
-    def __init__(self, load: LoadVocabulary, vocab_size: int) -> None:
+    def __init__(self, load: LoadVocabulary, vocab_size: int, mask_threads: int | None = None) -> None:
         self._load = load
         self._vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(_COMPILER_THREADS, thread_name_prefix="grammar")
@@ -89,7 +89,7 @@ class GrammarCompiler:
         self._eos_token_ids: frozenset[int] = frozenset()
         self._unended = np.zeros(-(-vocab_size // 32), dtype=np.int32)  # every token of the vocabulary but the ends
         self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
-        threads = min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
+        threads = mask_threads or min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
         self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
 
     def request(self, grammar: GrammarSpec | None, thinking: ThinkingSpec | None = None) -> Future[TokenConstraint]:

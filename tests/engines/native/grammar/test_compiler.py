@@ -195,11 +195,17 @@ def test_equal_grammars_are_compiled_once_and_advance_apart(compiler, tokenizer)
     assert {x, y} <= allowed(compiler, second, frozenset())
 
 
-def test_masks_of_many_equal_masks_of_each(compiler):
-    constraints = [compile_(compiler, form) for form in (PERSON, JsonObject(), Regex("a+"), OneOf(("x", "y")))] * 3
-    together = compiler.masks([Choosing(i, one, frozenset()) for i, one in enumerate(constraints)]).bits
-    for row, one in zip(together, constraints, strict=True):
-        assert np.array_equal(row, compiler.masks([Choosing(0, one, frozenset())]).bits[0])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_masks_of_many_equal_masks_of_each(tokenizer, threads):
+    compiler = GrammarCompiler(lambda: (tokenizer, frozenset()), tokenizer.vocab_size, threads)
+    forms = (PERSON, JsonObject(), Regex("a+"), OneOf(("x", "y")))
+    constraints = [compile_(compiler, form) for form in forms * 3]
+    for _ in range(12):  # some on the way there are texts that the form leaves no choice about
+        together = compiler.masks([Choosing(i, one, frozenset()) for i, one in enumerate(constraints)]).bits
+        for row, one in zip(together, constraints, strict=True):
+            assert np.array_equal(row, compiler.masks([Choosing(0, one, frozenset())]).bits[0])
+            token = int(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))[0])
+            one.advance(token)
 
 
 def test_a_tokenizer_that_cannot_be_constrained_refuses_every_grammar(tmp_path: Path):
