@@ -141,3 +141,19 @@ def test_a_form_that_takes_all_tokens_says_so(folder: Path, tokenizer: Tokenizer
     ((text, finish),) = generate(build(folder), tokenizer, [spec], max_tokens=10)
     assert finish == FINISH_LENGTH
     assert re.fullmatch("[a-z]{10,49}", text)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
+def test_forms_hold_in_replayed_graphs(folder: Path, tokenizer: Tokenizer, overlapped: bool):
+    """Greedy and filtered rows are sampled by the graph, rows with penalties beside it; chunks have graphs, too."""
+    built = build(folder, device="cuda", dtype="auto", max_num_batched_tokens=64)
+    specs = [None if i % 3 == 0 else GrammarSpec("regex", "[0-9]{3,9}(ab|cd)+") for i in range(30)]
+    for params in ({"temperature": 0.0}, {"top_p": 0.9}, {"frequency_penalty": 0.5, "logprobs": 2}):
+        answers = generate(built, tokenizer, specs, overlapped=overlapped, max_tokens=60, **params)
+        for spec, (text, finish) in zip(specs, answers, strict=True):
+            if spec is not None and finish != FINISH_LENGTH:
+                assert re.fullmatch("[0-9]{3,9}(ab|cd)+", text), text
+            elif spec is not None:
+                assert re.fullmatch("[0-9]{3,9}[abcd]*", text), text
