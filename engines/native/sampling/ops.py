@@ -131,16 +131,22 @@ def _numba_ops() -> SamplingOps:
 
 
 def _triton_ops() -> SamplingOps:
-    from engines.native.kernels import triton_mask, triton_sampler, triton_vocab_split, triton_watermark
+    from engines.native.kernels import (
+        triton_mask,
+        triton_sampler,
+        triton_tournament,
+        triton_vocab_split,
+        triton_watermark,
+    )
 
     return replace(
         TORCH_OPS,
         sample_core=triton_sampler.sample_core,
         mask_tokens=triton_mask.mask_tokens,
-        mask_filtered=triton_watermark.mask_filtered,
+        mask_filtered=triton_tournament.mask_filtered,
         mark_tokens=triton_watermark.mark_tokens,
         fresh_contexts=triton_watermark.fresh_contexts,
-        compete=triton_watermark.compete,
+        compete=triton_tournament.compete,
         local_best=triton_vocab_split.local_best,
         best_of=triton_vocab_split.best_of,
     )

@@ -19,7 +19,7 @@ from triton.runtime import driver
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
 from engines.native.grammar.constraint import TokenMasks
-from engines.native.kernels import triton_watermark
+from engines.native.kernels import triton_tournament, triton_watermark
 from engines.native.kernels.triton_mask import mask_tokens
 from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
 from engines.native.kernels.triton_sampler import sample_core
@@ -127,10 +127,10 @@ def main() -> None:
     ops = SamplingOps(
         sample_core=sample_core,
         mask_tokens=mask_tokens,
-        mask_filtered=triton_watermark.mask_filtered,
+        mask_filtered=triton_tournament.mask_filtered,
         mark_tokens=triton_watermark.mark_tokens,
         fresh_contexts=triton_watermark.fresh_contexts,
-        compete=triton_watermark.compete,
+        compete=triton_tournament.compete,
     )
     graph_context = GraphContext(model, cache, rows, sampling, ops)
     graphs, chunk_graphs = DecodeGraphs(graph_context), ChunkGraphs(graph_context)

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from engines.native.kernels import triton_watermark
+from engines.native.kernels import triton_tournament, triton_watermark
 from engines.native.sampling import torch_core, torch_watermark
 from engines.native.sampling.torch_watermark import MarkedRows
 from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID
@@ -82,7 +82,7 @@ def test_tournament_equals_the_twins(device: torch.device, scale: float) -> None
     temperature = torch.tensor([1.0, 0.7, 2.0, 1.0], device=device)
     depths = torch.tensor([30, 3, 32, 30], device=device)
     outputs = []
-    for compete in (torch_watermark.compete, triton_watermark.compete):
+    for compete in (torch_watermark.compete, triton_tournament.compete):
         logits = logits_of(device, scale)
         compete(logits, at, keys, is_marked, temperature, depths, 32)
         outputs.append(logits)
@@ -105,5 +105,5 @@ def test_filtered_rows_keep_what_the_twin_keeps(device: torch.device) -> None:
     logits = (logits_of(device) * 4).round() / 4  # many ties
     expected, got = logits.clone(), logits.clone()
     torch_core.mask_filtered(expected, *arguments)
-    triton_watermark.mask_filtered(got, *arguments)
+    triton_tournament.mask_filtered(got, *arguments)
     assert torch.equal(got, expected)
