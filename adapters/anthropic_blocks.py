@@ -9,11 +9,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, with_config
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from adapters.wire import WIRE_CONFIG, NoEffect, Refused, refuse, tagged
+from adapters.wire import WIRE_CONFIG, NoEffect, Refused, by_type, refuse, refused_type, tagged
 
 MAX_MESSAGES = 100_000  # Anthropic's limit
 CacheControl = Annotated[Any, NoEffect("prefixes are cached wherever they recur; no mark is needed.")]
@@ -21,23 +20,6 @@ _Citations = Annotated[Any, Refused("citations are not supported", ([],))]
 _NO_TOOLSETS = "toolsets are not supported"
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def _kind(*known: str) -> Discriminator:
-    """Chooses an arm by its `type`."""
-
-    def kind(value: object) -> str:
-        named: object = value.get("type") if isinstance(value, dict) else None  # pyright: ignore
-        return tagged(named) if isinstance(named, str) and named in known else tagged("other")
-
-    return Discriminator(kind)
-
-
-def _unknown(*known: str) -> AfterValidator:
-    def refuse_type(_: str) -> str:
-        raise PydanticCustomError("unknown_type", "must be one of {known}", {"known": ", ".join(map(repr, known))})
-
-    return AfterValidator(refuse_type)
 
 
 @with_config(WIRE_CONFIG)
@@ -68,13 +50,13 @@ class ToolUseBlock(TypedDict):
 
 @with_config({"extra": "ignore"})
 class UnknownResult(TypedDict):
-    type: Annotated[str, _unknown("text")]
+    type: Annotated[str, refused_type("text")]
 
 
 ResultBlock = Annotated[
     Annotated[TextBlock, Tag(tagged("text"))]
     | Annotated[UnknownResult, Tag(tagged("other")), WithJsonSchema({"not": {}})],
-    _kind("text"),
+    by_type("text"),
 ]
 
 
@@ -105,7 +87,7 @@ class ToolResultBlock(TypedDict):
 
 @with_config({"extra": "ignore"})
 class UnknownBlock(TypedDict):
-    type: Annotated[str, _unknown("text", "thinking", "tool_use", "tool_result")]
+    type: Annotated[str, refused_type("text", "thinking", "tool_use", "tool_result")]
 
 
 Block: TypeAlias = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
@@ -115,7 +97,7 @@ _AnyBlock = Annotated[
     | Annotated[ToolUseBlock, Tag(tagged("tool_use"))]
     | Annotated[ToolResultBlock, Tag(tagged("tool_result"))]
     | Annotated[UnknownBlock, Tag(tagged("other")), WithJsonSchema({"not": {}})],
-    _kind("text", "thinking", "tool_use", "tool_result"),
+    by_type("text", "thinking", "tool_use", "tool_result"),
 ]
 Content = Annotated[
     Annotated[str, Tag(tagged("string"))] | Annotated[list[_AnyBlock], Field(fail_fast=True), Tag(tagged("blocks"))],

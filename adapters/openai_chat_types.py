@@ -15,7 +15,15 @@ from adapters.openai_logprobs import ChatLogprobs, PromptLogprobs
 from adapters.openai_messages import Messages, TemplateFields
 from adapters.openai_structured import ARM_POSITIONS, StructuredFields
 from adapters.openai_tools import AnsweredCall, CallPiece, ToolFields
-from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, FinishWord, GenerationFields, UsageObject, no_effect_fields
+from adapters.openai_types import (
+    MAX_LOGPROBS,
+    MAX_TOKENS,
+    FinishWord,
+    GenerationFields,
+    PlatformFields,
+    UsageObject,
+    no_effect_fields,
+)
 from adapters.wire import NoEffect, Refused, reasons, refuse
 
 # --- the request ------------------------------------------------------------------------------------------------------
@@ -23,7 +31,7 @@ from adapters.wire import NoEffect, Refused, reasons, refuse
 _NO_FUNCTIONS = "deprecated; send tools"
 
 
-class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, TemplateFields):
+class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, TemplateFields, PlatformFields):
     """POST /v1/chat/completions."""
 
     arm_positions: ClassVar[Mapping[str, int]] = {**TemplateFields.arm_positions, **ARM_POSITIONS}
@@ -39,19 +47,6 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, Temp
 
     metadata: Annotated[dict[str, Any] | None, NoEffect("labels for OpenAI's dashboard.")] = None
     store: Annotated[bool | None, NoEffect("asks OpenAI to keep the answer; answers are not kept here.")] = None
-    service_tier: Annotated[str | None, NoEffect("chooses among OpenAI's price classes; there is one class here.")] = (
-        None
-    )
-    safety_identifier: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
-    prompt_cache_key: Annotated[
-        str | None, NoEffect("routes to one of OpenAI's caches; prefixes are cached here without it.")
-    ] = None
-    prompt_cache_retention: Annotated[
-        str | None, NoEffect("asks for a cache lifetime; prefixes stay here while there is room.")
-    ] = None
-    prompt_cache_options: Annotated[
-        dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
-    ] = None
     tool_prompt: Annotated[str | None, NoEffect("TGI's wording of tools; the chat template has its own.")] = None
 
     functions: Annotated[Any, Refused(_NO_FUNCTIONS, ([],))] = None

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired, TypeAlias, cast
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema, with_config
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from adapters.wire import WIRE_CONFIG, NoEffect, Refused, tagged
+from adapters.wire import WIRE_CONFIG, NoEffect, Refused, by_type, refused_type, tagged
 
 MAX_ITEMS = 16384
 _STATUS = NoEffect("items are taken as they are, whatever became of them.")
@@ -20,25 +19,6 @@ _ItemStatus = Annotated[Literal["in_progress", "completed", "incomplete"] | None
 _NO_CALLERS = "programs that call tools are not supported"
 
 # --- content ----------------------------------------------------------------------------------------------------------
-
-
-def _of_type(*known: str, otherwise: str = "other") -> Discriminator:
-    """Chooses an arm by its `type`; items of no type are `otherwise`."""
-
-    def kind(value: object) -> str:
-        if not isinstance(value, dict):
-            return tagged("other")
-        named: object = value.get("type", otherwise)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-        return tagged(named) if isinstance(named, str) and named in known else tagged("other")
-
-    return Discriminator(kind)
-
-
-def _unknown(*known: str) -> AfterValidator:
-    def refuse(_: str) -> str:
-        raise PydanticCustomError("unknown_type", "must be one of {known}", {"known": ", ".join(map(repr, known))})
-
-    return AfterValidator(refuse)
 
 
 @with_config(WIRE_CONFIG)
@@ -66,7 +46,7 @@ class Refusal(TypedDict):
 
 @with_config({"extra": "ignore"})
 class UnknownPart(TypedDict):
-    type: Annotated[str, _unknown("input_text", "output_text", "refusal")]
+    type: Annotated[str, refused_type("input_text", "output_text", "refusal")]
 
 
 Part: TypeAlias = InputText | OutputText | Refusal
@@ -75,7 +55,7 @@ _AnyPart = Annotated[
     | Annotated[OutputText, Tag(tagged("output_text"))]
     | Annotated[Refusal, Tag(tagged("refusal"))]
     | Annotated[UnknownPart, Tag(tagged("other")), WithJsonSchema({"not": {}})],
-    _of_type("input_text", "output_text", "refusal"),
+    by_type("input_text", "output_text", "refusal"),
 ]
 
 
@@ -158,7 +138,7 @@ class ReasoningItem(TypedDict):
 
 @with_config({"extra": "ignore"})
 class UnknownItem(TypedDict):
-    type: Annotated[str, _unknown("message", "function_call", "function_call_output", "reasoning")]
+    type: Annotated[str, refused_type("message", "function_call", "function_call_output", "reasoning")]
 
 
 Item: TypeAlias = MessageItem | FunctionCallItem | FunctionOutputItem | ReasoningItem
@@ -168,7 +148,7 @@ AnyItem = Annotated[
     | Annotated[FunctionOutputItem, Tag(tagged("function_call_output"))]
     | Annotated[ReasoningItem, Tag(tagged("reasoning"))]
     | Annotated[UnknownItem, Tag(tagged("other")), WithJsonSchema({"not": {}})],
-    _of_type("message", "function_call", "function_call_output", "reasoning", otherwise="message"),
+    by_type("message", "function_call", "function_call_output", "reasoning", otherwise="message"),
 ]
 Items = Annotated[list[AnyItem], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Input = Annotated[

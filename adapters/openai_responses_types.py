@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from adapters.functions import (
     MAX_TOOLS,
@@ -21,7 +21,8 @@ from adapters.functions import (
 )
 from adapters.openai_responses_items import Input
 from adapters.openai_structured import JsonObjectFormat, JsonSchemaValue, TextFormat
-from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, SamplingFields, no_effect_fields
+from adapters.openai_tools import CHOICE_KIND
+from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, PlatformFields, SamplingFields, no_effect_fields
 from adapters.wire import NoEffect, Refused, WireModel, reasons, refuse, tagged
 from engines.api import JsonObject, JsonSchema, StructuredOutput, ToolChoice
 
@@ -99,22 +100,11 @@ class AllowedTools(WireModel):
     tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
 
 
-def _choice_kind(value: object) -> str | None:
-    if isinstance(value, str):
-        return tagged("mode")
-    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)  # pyright: ignore
-    return {"function": tagged("named"), "allowed_tools": tagged("allowed")}.get(str(kind))  # pyright: ignore
-
-
 Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(tagged("mode"))]
     | Annotated[NamedTool, Tag(tagged("named"))]
     | Annotated[AllowedTools, Tag(tagged("allowed"))],
-    Discriminator(
-        _choice_kind,
-        custom_error_type="tool_choice",
-        custom_error_message='must be "none", "auto", "required", or an object of type function or allowed_tools',
-    ),
+    CHOICE_KIND,
 ]
 
 # --- the request ------------------------------------------------------------------------------------------------------
@@ -131,7 +121,7 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 _NO_STATE = "conversations are kept as chains of responses; send previous_response_id"
 
 
-class ResponsesRequest(SamplingFields):
+class ResponsesRequest(SamplingFields, PlatformFields):
     """POST /v1/responses."""
 
     arm_positions: ClassVar[Mapping[str, int]] = {"text": 2}
@@ -153,19 +143,6 @@ class ResponsesRequest(SamplingFields):
     chat_template_kwargs: dict[str, Any] | None = None  # beyond OpenAI
     thinking_token_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS)  # beyond OpenAI
 
-    service_tier: Annotated[str | None, NoEffect("chooses among OpenAI's price classes; there is one class here.")] = (
-        None
-    )
-    safety_identifier: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
-    prompt_cache_key: Annotated[
-        str | None, NoEffect("routes to one of OpenAI's caches; prefixes are cached here without it.")
-    ] = None
-    prompt_cache_retention: Annotated[
-        str | None, NoEffect("asks for a cache lifetime; prefixes stay here while there is room.")
-    ] = None
-    prompt_cache_options: Annotated[
-        dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
-    ] = None
     max_tool_calls: Annotated[
         int | None, NoEffect("bounds the calls of OpenAI's built-in tools; there are none here.")
     ] = None

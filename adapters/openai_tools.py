@@ -53,15 +53,18 @@ def _choice_kind(value: object) -> str | None:
     return {"function": tagged("named"), "allowed_tools": tagged("allowed")}.get(str(kind))  # pyright: ignore
 
 
+CHOICE_KIND = Discriminator(
+    _choice_kind,
+    custom_error_type="tool_choice",
+    custom_error_message='must be "none", "auto", "required", or an object of type function or allowed_tools',
+)
+"""Chooses among "mode", "named" and "allowed", the arms of `tool_choice`, which OpenAI's protocols fill differently."""
+
 Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(tagged("mode"))]
     | Annotated[NamedTool, Tag(tagged("named"))]
     | Annotated[AllowedToolsChoice, Tag(tagged("allowed"))],
-    Discriminator(
-        _choice_kind,
-        custom_error_type="tool_choice",
-        custom_error_message='must be "none", "auto", "required", or an object of type function or allowed_tools',
-    ),
+    CHOICE_KIND,
 ]
 
 

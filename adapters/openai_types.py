@@ -60,6 +60,24 @@ class StreamOptions(WireModel):
     ] = None
 
 
+class PlatformFields(WireModel):
+    """What OpenAI's newer routes tell its platform about a request: without effect here."""
+
+    service_tier: Annotated[str | None, NoEffect("chooses among OpenAI's price classes; there is one class here.")] = (
+        None
+    )
+    safety_identifier: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
+    prompt_cache_key: Annotated[
+        str | None, NoEffect("routes to one of OpenAI's caches; prefixes are cached here without it.")
+    ] = None
+    prompt_cache_retention: Annotated[
+        str | None, NoEffect("asks for a cache lifetime; prefixes stay here while there is room.")
+    ] = None
+    prompt_cache_options: Annotated[
+        dict[str, Any] | None, NoEffect("tunes OpenAI's prompt cache; prefixes are cached here without it.")
+    ] = None
+
+
 class SamplingFields(WireModel):
     """Fields of every route that generates."""
 

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from engines.errors import InvalidRequest
@@ -54,6 +62,27 @@ def refuse(field: str, message: str, *, code: str = "invalid_value") -> NoReturn
 def tagged(tag: str) -> str:
     """A name for one arm of a union, marked so that it is left out of the paths shown to clients."""
     return f"<{tag}>"
+
+
+def by_type(*known: str, otherwise: str = "other") -> Discriminator:
+    """Chooses a union's arm by its `type`: one of `known`, else the arm "other". What has no type is `otherwise`."""
+
+    def kind(value: object) -> str:
+        if not isinstance(value, dict):
+            return tagged("other")
+        named: object = value.get("type", otherwise)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return tagged(named) if isinstance(named, str) and named in known else tagged("other")
+
+    return Discriminator(kind)
+
+
+def refused_type(*known: str) -> AfterValidator:
+    """Refuses the `type` of the arm "other", naming those there are."""
+
+    def refuse_it(_: str) -> str:
+        raise PydanticCustomError("unknown_type", "must be one of {known}", {"known": ", ".join(map(repr, known))})
+
+    return AfterValidator(refuse_it)
 
 
 @dataclass(frozen=True, slots=True)
