@@ -155,7 +155,9 @@ class ModelRunner:
         launched = Launched()
         if not sampled:
             return launched
-        rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
+        rows = plan.rows
+        if len(sampled) < len(rows):
+            rows = [row for row, samples in zip(rows, plan.samples, strict=True) if samples]
         wanted = int(np.bitwise_or.reduce(self._sampler.state.features[rows]))
         masks_parts = plan.awaits_masks and self._sampler.split is not None  # masks are for whole rows of logits
         if not wanted & ~_IN_GRAPH and not masks_parts:
