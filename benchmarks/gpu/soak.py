@@ -3,10 +3,10 @@
     python -m benchmarks.gpu.soak MODEL_DIR [--requests 10000] [--seed 0] [--device cuda] [--batch-invariant]
 
 Dummy weights, a KV cache too small for the crowd (so that requests wait and are preempted), and every way to sample:
-greedy, filtered, penalized, biased, with stop tokens, log-probabilities, marks, several choices of one prompt, common
-prefixes. Every request that was not aborted must bring exactly its tokens; at the end no block and no row is held, and
-device memory is what it was after the warm-up. With --batch-invariant some requests are repeated alone and must bring
-the same tokens. Exits 1 with the first violation; the last line is JSON.
+greedy, filtered, penalized, biased, with stop tokens, log-probabilities, several choices of one prompt, common prefixes
+(watermarks and grammars are not among them). Every request that was not aborted must bring exactly its tokens; at the
+end no block and no row is held, and device memory is what it was after the warm-up. With --batch-invariant some
+requests are repeated alone and must bring the same tokens. Exits 1 with the first violation; the last line is JSON.
 """
 
 from __future__ import annotations
