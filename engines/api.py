@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from engines.step_stats import StepStats
+
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
 # --- what goes in -----------------------------------------------------------------------------------------------------
@@ -316,6 +318,7 @@ class EngineStats:
     preemptions: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    steps: StepStats = field(default_factory=StepStats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ process that answers: all see one native engine alike, while what remote and ech
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from engines.api import Engine, EngineStats
 from gateway.record import RequestRecord
+from gateway.tgi_batch import batch_families
 from gateway.tgi_metrics import TgiMetrics, WithoutTotal
 
 disable_created_metrics()  # a second series for each that nobody reads
@@ -137,23 +138,6 @@ _ENGINE_FAMILIES = (
 )
 
 
-_TGI_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], int]], ...] = (
-    ("tgi_queue_size", "Requests in the engines' queues.", lambda stats: stats.waiting),
-    ("tgi_batch_current_size", "Requests in the running batches.", lambda stats: stats.running),
-    (
-        "tgi_batch_current_max_tokens",
-        "Tokens that the KV blocks held by requests have room for.",
-        lambda stats: stats.kv_blocks_used * stats.kv_block_size,
-    ),
-    (
-        "tgi_batch_max_total_tokens",
-        "Tokens that the KV cache has room for.",
-        lambda stats: stats.kv_blocks_total * stats.kv_block_size,
-    ),
-)
-"""TGI's names for engine gauges; they have no label, so several engines are summed up."""
-
-
 class _EngineCollector:
     """Reads `Engine.stats()` when scraped. An engine is labelled by the name of its first model."""
 
@@ -167,8 +151,7 @@ class _EngineCollector:
         stats: list[tuple[str, EngineStats]] = [
             (engine.models[0].name if engine.models else "", engine.stats()) for engine in self._engines
         ]
-        for name, text, value in _TGI_GAUGES:
-            yield GaugeMetricFamily(name, text, value=sum(value(engine) for _, engine in stats))
+        yield from batch_families([values for _, values in stats])
         for spec in _ENGINE_FAMILIES:
             family = spec.family(spec.name, spec.help, labels=["model"])
             for model, values in stats:

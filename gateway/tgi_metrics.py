@@ -1,7 +1,7 @@
 """TGI's metrics under TGI's names, observed once per generating request, so that its dashboards keep working.
 
-What a request is counted as is one thing here: TGI counted a chat twice or three times. Its batch families that follow
-from an engine's gauges are in metrics.py; those of a scheduler unlike ours (filtering, concatenating) do not exist.
+What a request is counted as is one thing here: TGI counted a chat twice or three times. Its families about batches are
+in tgi_batch.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from engines.step_stats import SECONDS_BOUNDS
 from gateway.record import RequestRecord, spent_s
 
 PREFIX = "tgi_"
-_DURATION_S = tuple(0.00015 * 1.5**k for k in range(35))  # up to 146 s, the buckets of every TGI duration
+_DURATION_S = SECONDS_BOUNDS  # the buckets of every TGI duration
 _TOKENS = tuple(2**k for k in range(18))  # up to 131072
 _FAILURES = ("overloaded", "validation", "template", "incomplete", "generation", "dropped")
 

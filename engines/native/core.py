@@ -15,6 +15,7 @@ from engines.native.chunking import ChunkSizer
 from engines.native.grammar.constraint import Constraints, GrammarError, TokenConstraint, TokenMasks
 from engines.native.scheduler import Output, Scheduler
 from engines.native.sequence import Sequence, SequenceKey
+from engines.native.step_recorder import StepRecorder
 from engines.native.types import (
     FINISH_REFUSED,
     AddSequence,
@@ -23,6 +24,7 @@ from engines.native.types import (
     SchedulerStats,
     TokenOutput,
 )
+from engines.step_stats import StepStats
 
 
 class Runner(Protocol):
@@ -59,6 +61,7 @@ class EngineCore:
         self._constraints = constraints
         self._compiling: dict[SequenceKey, tuple[Sequence, Future[TokenConstraint]]] = {}
         self._collected_s = 0.0  # when the last step's tokens arrived
+        self._steps = StepRecorder()
 
     def add(self, client: bytes, message: AddSequence) -> None:
         """Queue a sequence; one with a constraint when that is made, which holds up nobody else."""
@@ -106,19 +109,22 @@ class EngineCore:
     def stats(self) -> SchedulerStats:
         return self._scheduler.stats()
 
+    def step_stats(self) -> StepStats:
+        return self._steps.stats()
+
     def step(self) -> list[Output]:
         refusals = self._take_compiled()
-        launched = self._launch(self._scheduler.schedule())
+        launched = self._launch(self._schedule())
         self._choose(launched)
-        return refusals + self._scheduler.commit(launched.plan, self._collect(launched))
+        return refusals + self._finish(launched)
 
     def step_overlapped(self) -> list[Output]:
         """Launch the next step, then record the previous one while the device is busy."""
         outputs = self._take_compiled()
-        plan = self._scheduler.schedule()
+        plan = self._schedule()
         previous, self._launched = self._launched, self._launch(plan) if plan.rows else None
         if previous is not None:
-            outputs += self._scheduler.commit(previous.plan, self._collect(previous))
+            outputs += self._finish(previous)
         if self._launched is not None:
             self._choose(self._launched)
         if self._launched is None:  # nothing could run: the scheduler still waits for this empty step's commit
@@ -150,20 +156,29 @@ class EngineCore:
             masks = self._constraints.masks(self._scheduler.choosing(launched.plan))
             self._runner.choose(launched.handle, masks)
 
+    def _schedule(self) -> BatchPlan:
+        started_s = self._clock()
+        plan = self._scheduler.schedule()
+        self._steps.planned(plan, self._clock() - started_s)
+        return plan
+
     def _launch(self, plan: BatchPlan) -> _Launched:
         started_s = self._clock()
         return _Launched(plan, self._runner.launch(plan), started_s)
 
-    def _collect(self, launched: _Launched) -> SampledTokens:
-        """Wait for a step, and learn from how long the device took for it."""
+    def _finish(self, launched: _Launched) -> list[Output]:
+        """Wait for a step's tokens, learn from how long the device took for them, and record them."""
+        plan = launched.plan
         sampled = self._runner.collect(launched.handle)
-        plan, now_s = launched.plan, self._clock()
-        duration_s = now_s - max(self._collected_s, launched.started_s)  # one step at a time on the device
-        self._collected_s = now_s
-        num_prefill_tokens = sum(plan.num_tokens[plan.num_decodes :])
-        self._sizer.observe(plan.num_decodes, num_prefill_tokens, duration_s)
+        collected_s = self._clock()
+        device_s = collected_s - max(self._collected_s, launched.started_s)  # one step at a time on the device
+        self._collected_s = collected_s
+        self._sizer.observe(plan.num_decodes, sum(plan.num_tokens[plan.num_decodes :]), device_s)
         self._scheduler.prefill_limit = self._sizer.limit
-        return sampled
+        outputs = self._scheduler.commit(plan, sampled)
+        if plan.rows:
+            self._steps.done(plan, device_s, self._clock() - collected_s)
+        return outputs
 
 
 class _Launched(NamedTuple):

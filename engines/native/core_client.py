@@ -30,8 +30,10 @@ from engines.native.types import (
     Ready,
     SchedulerStats,
     StepOutputs,
+    StepReport,
     TokenOutput,
 )
+from engines.step_stats import StepStats
 
 
 class Sink(Protocol):
@@ -58,6 +60,7 @@ class CoreClient:
         self.ready: Ready | None = None  # None while the core is starting or gone
         self.failure = ""  # why it is gone, where it could say so
         self.stats = SchedulerStats()
+        self.steps = StepStats()
 
     def open(self) -> None:
         """Connect; needs a running event loop. The core may not be there yet."""
@@ -133,6 +136,8 @@ class CoreClient:
                     sink = sinks.pop(output.seq_id, None) if output.finish else sinks.get(output.seq_id)
                     if sink is not None:
                         sink.push(output)
+            case StepReport(steps):
+                self.steps = steps
             case LoadProgress(stage, done, total):
                 if self._on_progress is not None:
                     self._on_progress(stage, done, total)

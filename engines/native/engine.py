@@ -152,6 +152,7 @@ class NativeEngine:
         return EngineStats(
             **{field: getattr(stats, field) for field in stats.__struct_fields__},
             kv_block_size=0 if ready is None else ready.block_size,
+            steps=self._client.steps,
         )
 
     # --- the contract: text -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Every value that crosses a process or the line between deciding and doing. Leaves: no behaviour, no torch.
 
 Client -> core:  AddSequence, AbortSequences, Hello
-Core -> client:  LoadProgress (while starting), Ready, StepOutputs (one per step and client), CoreFailed
+Core -> client:  LoadProgress (while starting), Ready, StepOutputs (one per step and client), StepReport, CoreFailed
 Core -> runner:  BatchPlan;  runner -> core:  SampledTokens
 
 The wire form is msgpack through msgspec: structs are arrays, tagged by class, and hold no Python objects that the
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
+
+from engines.step_stats import StepStats
 
 # --- client -> core ---------------------------------------------------------------------------------------------------
 
@@ -199,13 +201,19 @@ class StepOutputs(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=Fal
     stats: SchedulerStats
 
 
+class StepReport(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """What all steps so far took. Sent now and then, so that it costs steps and requests nothing."""
+
+    steps: StepStats
+
+
 class CoreFailed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The core cannot go on; `message` is for the operator and says what to change where that is known."""
 
     message: str
 
 
-CoreMessage = LoadProgress | Ready | StepOutputs | CoreFailed
+CoreMessage = LoadProgress | Ready | StepOutputs | StepReport | CoreFailed
 
 # --- core <-> runner --------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from engines.native.types import (
     LoadProgress,
     Ready,
     StepOutputs,
+    StepReport,
     TokenOutput,
 )
 
@@ -112,6 +113,7 @@ class CoreServer:
             if not core.has_work:
                 if not idle:  # the last sequence may have left without a word: gauges must fall to zero all the same
                     self._broadcast(StepOutputs((), core.stats()))
+                    self._broadcast(StepReport(core.step_stats()))
                     idle = True
                 self._socket.poll(_COMPILING_POLL_MS if core.is_compiling else _IDLE_POLL_MS)
             self._greet(core, max_waiting)
@@ -119,6 +121,8 @@ class CoreServer:
             if now >= next_check:
                 self._forget_dead_clients(core)
                 check()
+                if not idle:
+                    self._broadcast(StepReport(core.step_stats()))
                 next_check = now + 1.0
             if core.has_work:
                 idle = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.cli.tgi_flags import FLAGS, Refusal
 from tests.gateway.asgi import Call, app_of, chat
@@ -59,7 +60,32 @@ def test_compose_mounts_files_that_there_are():
             assert (DOCKER / mount.split(":")[0]).exists(), mount
 
 
-async def test_dashboard_asks_for_metrics_that_there_are():
+TGI_DASHBOARD = {
+    "tgi_batch_concat": ["reason"],
+    "tgi_batch_concat_duration_bucket": ["le", "method"],
+    "tgi_batch_current_max_tokens": [],
+    "tgi_batch_current_size": [],
+    "tgi_batch_decode_duration_bucket": ["le", "method"],
+    "tgi_batch_filter_duration_bucket": ["le", "method"],
+    "tgi_batch_forward_duration_bucket": ["le", "method"],
+    "tgi_batch_inference_duration_bucket": ["le", "method"],
+    "tgi_queue_size": [],
+    "tgi_request_count": [],
+    "tgi_request_duration_bucket": ["le"],
+    "tgi_request_failure": ["err"],
+    "tgi_request_generated_tokens_bucket": ["le"],
+    "tgi_request_generated_tokens_count": [],
+    "tgi_request_generated_tokens_sum": [],
+    "tgi_request_input_length_bucket": ["le"],
+    "tgi_request_mean_time_per_token_duration_bucket": ["le"],
+    "tgi_request_queue_duration_bucket": ["le"],
+    "tgi_request_skipped_tokens_bucket": ["le"],
+    "tgi_request_success": [],
+}
+"""Every series that the dashboard of TGI's own repository asks for, and the labels that it groups or filters by."""
+
+
+async def test_dashboards_ask_for_metrics_that_there_are():
     app = app_of(ScriptedEngine(HELLO))
     await chat(app).run()
     served = (await Call(app, path="/metrics").run()).body.decode()
@@ -69,6 +95,11 @@ async def test_dashboard_asks_for_metrics_that_there_are():
     assert len(names) > 10
     for name in names:
         assert re.search(rf"(?m)^{name}[ {{]", served), name
+    labels: dict[str, list[str]] = {}
+    for family in text_string_to_metric_families(served):
+        for sample in family.samples:
+            labels[sample.name] = sorted(sample.labels)
+    assert {name: labels.get(name) for name in TGI_DASHBOARD} == TGI_DASHBOARD
 
 
 def test_guide_lists_every_flag_and_why_it_is_refused():

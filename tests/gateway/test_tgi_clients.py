@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import httpx
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError as HubValidationError
@@ -184,6 +187,23 @@ def test_hub_client_asks_how_the_server_is_and_what_it_serves(native_live: Live)
     assert info["max_total_tokens"] > info["max_input_tokens"] > 0
 
 
+def test_tgis_metrics_tell_of_requests_and_steps(client: Client, native_live: Live):
+    def scraped() -> dict[str, float]:
+        lines = httpx.get(f"{native_live.url}/metrics").text.splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("tgi_")}
+
+    before = scraped()
+    client.generate(PROMPT, max_new_tokens=8)
+    prefill, decode = (f'tgi_batch_forward_duration_count{{method="{method}"}}' for method in ("prefill", "decode"))
+    deadline = time.monotonic() + 10  # steps are told a moment after the answer
+    while (after := scraped())[decode] < before[decode] + 7 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert after[decode] - before[decode] == 7
+    assert after[prefill] - before[prefill] >= 1
+    assert after["tgi_request_count"] - before["tgi_request_count"] == 1
+    assert after["tgi_request_generated_tokens_sum"] - before["tgi_request_generated_tokens_sum"] == 8
+
+
 async def test_hub_clients_async_twin_streams(native_live: Live):
     async with AsyncInferenceClient(model=native_live.url, timeout=120) as hub:
         pieces = [piece async for piece in await hub.text_generation(PROMPT, max_new_tokens=4, stream=True)]
@@ -191,8 +211,6 @@ async def test_hub_clients_async_twin_streams(native_live: Live):
 
 
 def test_tokens_of_a_text_are_its_bytes(native_live: Live):
-    import httpx
-
     text = "Grüße, 世界"
     spans = httpx.post(f"{native_live.url}/tokenize", json={"inputs": text}).json()
     assert b"".join(text.encode()[span["start"] : span["stop"]] for span in spans if span["text"]).decode()[:1] == "G"
