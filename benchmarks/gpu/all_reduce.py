@@ -25,13 +25,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.gpu.timing import graph_us
-from engines.native.distributed.all_reduce import MIB, one_shot, two_shot
+from engines.native.distributed.all_reduce import MIB, two_shot
 from engines.native.distributed.group import RankGroup
 from engines.native.distributed.member import NO_MULTICAST, Member
+from engines.native.distributed.peer_sums import PeerSums
 from engines.native.distributed.symmetric import SymmetricBuffer
 from engines.native.kernels import reference, triton_all_reduce, triton_fused
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3072)
 EPS = 1e-6
 
 
@@ -50,17 +51,14 @@ class Bench:
         RankGroup(Member(rank, world_size, meeting), self.device)  # joins the process group
         largest = max(ROWS) * hidden * 2
         staging = SymmetricBuffer(largest, self.device)
-        num_bytes = triton_all_reduce.flag_bytes(world_size) + 2 * largest
-        shared = SymmetricBuffer(num_bytes, self.device)
-        self.peers = triton_all_reduce.peers_at(rank, shared.addresses, num_bytes, self.device)
+        self.shared = PeerSums(self.device, rank, world_size, largest)
+        self.peers = self.shared.peers
         self.sums: dict[str, Callable[[Tensor], Tensor]] = {
             "nccl": nccl,
-            "one-shot": lambda x: one_shot(x, staging),
             "two-shot": lambda x: two_shot(x, staging),
             "triton": lambda x: triton_all_reduce.all_reduce(x, self.peers),
             "triton-pdl": lambda x: triton_all_reduce.all_reduce(x, self.peers, pdl=True),
         }
-        self.keep = (staging, shared)
 
     def summands(self, rows: int) -> Tensor:
         """[ranks, rows, hidden] bfloat16, the same on every rank."""

@@ -1,16 +1,17 @@
 """Sums over the ranks, by the algorithm that measures best for the size. Knows torch's process group, no layers.
 
-On CUDA small sums go through torch's symmetric memory, which every GPU of a host can read: one-shot (each rank reads
-all others' whole input) for the smallest, two-shot (each rank sums its share, and reads the other shares' sums) above,
-NCCL for the largest. benchmarks/gpu/all_reduce.py measures all of them. All can be captured in a CUDA graph. NVLink
-multicast, which NCCL and symmetric memory could use, stays off.
+On CUDA our own kernel sums up to some size, each rank reading the others' whole input from memory that all GPUs of a
+host can read (PeerSums). Above, torch's two-shot over the same kind of memory (each rank sums its share, and reads the
+other shares' sums), and NCCL for the largest. benchmarks/gpu/all_reduce.py measures all of them. All can be captured in
+a CUDA graph. NVLink multicast, which NCCL and symmetric memory could use, stays off.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,14 +20,21 @@ from torch import Tensor
 from engines.native.distributed.member import NO_MULTICAST
 from engines.native.distributed.symmetric import SymmetricBuffer
 
+if TYPE_CHECKING:
+    from engines.native.distributed.peer_sums import PeerSums
+
 
 class AllReduce(Protocol):
-    """Gives every rank the element-wise sum of the ranks' x, the same bits on each; x is lost."""
+    """Element-wise sums, the same bits on each rank; a summed x is lost. Every call is collective."""
 
     @property
     def name(self) -> str: ...
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def sum(self, x: Tensor) -> Tensor: ...
+
+    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+        """(rms_norm(t), t) of t = sum(x) + residual in one kernel; None where there is none for x, which is left."""
+        ...
 
 
 class ProcessGroupAllReduce:
@@ -35,55 +43,68 @@ class ProcessGroupAllReduce:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def sum(self, x: Tensor) -> Tensor:
         dist.all_reduce(x)
         return x
+
+    def sum_and_norm(self, *_: Tensor | float) -> None:
+        return None
 
 
 class Limits(NamedTuple):
     """The largest inputs, in bytes, for which an algorithm is the fastest; beyond, it is NCCL."""
 
-    one_shot: int
+    peer: int
     two_shot: int
-    fused: int  # with the addition and the norm that follow, see fused_norm.py
+    fused: int  # sum, addition and norm in one kernel; at most `peer`
 
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMITS: Mapping[int, Limits] = {
-    2: Limits(one_shot=512 * KIB, two_shot=8 * MIB, fused=2 * MIB),
-    4: Limits(one_shot=128 * KIB, two_shot=8 * MIB, fused=512 * KIB),
-    8: Limits(one_shot=32 * KIB, two_shot=8 * MIB, fused=256 * KIB),
+    2: Limits(peer=32 * MIB, two_shot=0, fused=8 * MIB),
+    4: Limits(peer=512 * KIB, two_shot=8 * MIB, fused=512 * KIB),
+    8: Limits(peer=256 * KIB, two_shot=8 * MIB, fused=256 * KIB),
 }
-"""By number of ranks, on H100s joined by NVLink."""
+"""By number of ranks, on H100s joined by NVLink; measured for 2, for more what torch's algorithms suggest."""
 
 
 def symmetric_limits(device: torch.device) -> Limits | None:
     """A collective call. None where the GPUs cannot read each other's memory, or nothing is known of so many."""
     limits = LIMITS.get(dist.get_world_size())
-    if device.type == "cpu" or limits is None or not _peers_are_readable(device):
+    if device.type == "cpu" or limits is None or importlib.util.find_spec("triton") is None:
+        return None
+    if not _peers_are_readable(device):
         return None
     assert os.environ.items() >= NO_MULTICAST.items(), "whoever starts the ranks turns multicast off"
     return limits
 
 
 class SymmetricAllReduce:
-    """One-shot, two-shot or NCCL, by size."""
+    """Our kernel, two-shot or NCCL, by size. fused: whether norms may go along."""
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
-        self.name = "symmetric memory and NCCL"
-        self._limits = limits
-        self._buffer = SymmetricBuffer(limits.two_shot, device)
+    name = "symmetric memory and NCCL"
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.nbytes > self._limits.two_shot or not self._buffer.takes(x):
-            dist.all_reduce(x)
-            return x
-        return one_shot(x, self._buffer) if x.nbytes <= self._limits.one_shot else two_shot(x, self._buffer)
+    def __init__(self, device: torch.device, rank: int, limits: Limits, *, fused: bool) -> None:
+        from engines.native.distributed.peer_sums import PeerSums
 
+        self._fused_limit = limits.fused if fused else 0
+        self._peers: PeerSums = PeerSums(device, rank, dist.get_world_size(), limits.peer)
+        self._two_shot_limit = limits.two_shot
+        self._staging = SymmetricBuffer(limits.two_shot, device) if limits.two_shot else None
 
-def one_shot(x: Tensor, buffer: SymmetricBuffer) -> Tensor:
-    staging = buffer.like(x)
-    return torch.ops.symm_mem.one_shot_all_reduce_copy(staging, x.view(-1), "sum", buffer.group_name).view(x.shape)
+    def sum(self, x: Tensor) -> Tensor:
+        if self._peers.takes(x):
+            return self._peers.sum(x)
+        if self._staging is not None and x.nbytes <= self._two_shot_limit and self._staging.takes(x):
+            return two_shot(x, self._staging)
+        dist.all_reduce(x)
+        return x
+
+    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+        """One token is not for this kernel: its norm goes along with the product behind it."""
+        if x.shape[0] == 1 or x.nbytes > self._fused_limit or not self._peers.takes(x):
+            return None
+        return self._peers.sum_and_norm(x, residual, weight, eps)
 
 
 def two_shot(x: Tensor, buffer: SymmetricBuffer) -> Tensor:

@@ -6,10 +6,8 @@ Knows no layers and no scheduler.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,9 +22,6 @@ from engines.native.distributed.all_reduce import (
 )
 from engines.native.distributed.member import Member
 from engines.native.layers.context import Shard
-
-if TYPE_CHECKING:
-    from engines.native.distributed.fused_norm import FusedNorm
 
 _all_gather: Callable[[Tensor, Tensor], object] = (
     dist.all_gather_single
@@ -59,14 +54,9 @@ class RankGroup:
         )
         self._device = device
         self._all_reduce: AllReduce = ProcessGroupAllReduce("NCCL" if device.type == "cuda" else "gloo")
-        self._fused: FusedNorm | None = None
         limits = symmetric_limits(device)
         if limits is not None:
-            self._all_reduce = SymmetricAllReduce(device, limits)
-            if not batch_invariant and importlib.util.find_spec("triton") is not None:
-                from engines.native.distributed.fused_norm import FusedNorm
-
-                self._fused = FusedNorm(device, member.rank, member.world_size, limits.fused)
+            self._all_reduce = SymmetricAllReduce(device, member.rank, limits, fused=not batch_invariant)
 
     @property
     def all_reduce_name(self) -> str:
@@ -74,13 +64,11 @@ class RankGroup:
 
     def sum(self, x: Tensor) -> Tensor:
         """Element-wise over the ranks, the same bits on each of them; x is lost."""
-        return self._all_reduce(x)
+        return self._all_reduce.sum(x)
 
     def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
         """(rms_norm(t), t) of t = sum(x) + residual in one kernel; None where there is none for x, which is left."""
-        if self._fused is None or not self._fused.takes(x):
-            return None
-        return self._fused(x, residual, weight, eps)
+        return self._all_reduce.sum_and_norm(x, residual, weight, eps)
 
     def gather(self, x: Tensor) -> Tensor:
         """[world_size, *x.shape], rank r's x at r."""
