@@ -32,7 +32,7 @@ class AllReduce(Protocol):
 
     def sum(self, x: Tensor) -> Tensor: ...
 
-    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, /) -> tuple[Tensor, Tensor] | None:
         """(rms_norm(t), t) of t = sum(x) + residual in one kernel; None where there is none for x, which is left."""
         ...
 
@@ -100,7 +100,7 @@ class SymmetricAllReduce:
         dist.all_reduce(x)
         return x
 
-    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+    def sum_and_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, /) -> tuple[Tensor, Tensor] | None:
         """One token is not for this kernel: its norm goes along with the product behind it."""
         if x.shape[0] == 1 or x.nbytes > self._fused_limit or not self._peers.takes(x):
             return None
