@@ -15,7 +15,7 @@ from adapters.anthropic_blocks import CacheControl, Messages, Texts, as_messages
 from adapters.functions import MAX_TOOLS, Function, FunctionName, Parameters, as_tools, check_offered, check_unique
 from adapters.openai_structured import JsonSchemaValue
 from adapters.openai_types import MAX_TOKEN_ID, MAX_TOKENS, StopString
-from adapters.wire import NoEffect, Refused, WireModel, reasons, refuse
+from adapters.wire import NoEffect, Refused, WireModel, refuse
 from engines.api import ChatPrompt, JsonSchema, StructuredOutput, ToolChoice
 
 # --- tools ------------------------------------------------------------------------------------------------------------
@@ -200,12 +200,6 @@ class MessagesRequest(CountTokensRequest):
     def thinking_budget(self) -> int | None:
         return self.thinking.budget_tokens if isinstance(self.thinking, ThinkingEnabled) else None
 
-
-NO_EFFECT_FIELDS: Mapping[str, str] = reasons(MessagesRequest, NoEffect)
-"""Fields of a request that are accepted without effect, with the reason for each."""
-
-REFUSED_FIELDS: Mapping[str, str] = reasons(MessagesRequest, Refused)
-"""Fields of a request that are refused unless they ask for nothing."""
 
 # --- the answers ------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from adapters.openai_types import (
     UsageObject,
     no_effect_fields,
 )
-from adapters.wire import NoEffect, Refused, reasons, refuse
+from adapters.wire import NoEffect, Refused, refuse
 
 # --- the request ------------------------------------------------------------------------------------------------------
 
@@ -68,9 +68,6 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, Temp
 
 NO_EFFECT_FIELDS: Mapping[str, str] = no_effect_fields(ChatCompletionRequest)
 """Fields of a chat request that our own engines accept without effect, with the reason for each."""
-
-REFUSED_FIELDS: Mapping[str, str] = reasons(ChatCompletionRequest, Refused)
-"""Fields of OpenAI's chat request that are refused unless they ask for nothing."""
 
 # --- the answers ------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from adapters.openai_types import (
     UsageObject,
     no_effect_fields,
 )
-from adapters.wire import Refused, reasons, refuse
+from adapters.wire import Refused, refuse
 
 # --- the prompt -------------------------------------------------------------------------------------------------------
 
@@ -93,9 +93,6 @@ class CompletionRequest(GenerationFields, StructuredFields):
 
 NO_EFFECT_FIELDS: Mapping[str, str] = no_effect_fields(CompletionRequest)
 """Fields of a completion request that our own engines accept without effect, with the reason for each."""
-
-REFUSED_FIELDS: Mapping[str, str] = reasons(CompletionRequest, Refused)
-"""Fields of OpenAI's completion request that are refused unless they ask for nothing."""
 
 # --- the answers ------------------------------------------------------------------------------------------------------
 

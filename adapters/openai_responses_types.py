@@ -23,7 +23,7 @@ from adapters.openai_responses_items import Input
 from adapters.openai_structured import JsonObjectFormat, JsonSchemaValue, TextFormat
 from adapters.openai_tools import CHOICE_KIND
 from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, PlatformFields, SamplingFields, no_effect_fields
-from adapters.wire import NoEffect, Refused, WireModel, reasons, refuse, tagged
+from adapters.wire import NoEffect, Refused, WireModel, refuse, tagged
 from engines.api import JsonObject, JsonSchema, StructuredOutput, ToolChoice
 
 LOGPROBS = "message.output_text.logprobs"
@@ -205,6 +205,3 @@ class ResponsesRequest(SamplingFields, PlatformFields):
 
 NO_EFFECT_FIELDS: Mapping[str, str] = no_effect_fields(ResponsesRequest)
 """Fields of a request that our own engines accept without effect, with the reason for each."""
-
-REFUSED_FIELDS: Mapping[str, str] = reasons(ResponsesRequest, Refused)
-"""Fields of OpenAI's request that are refused unless they ask for nothing."""

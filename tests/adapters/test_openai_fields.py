@@ -1,14 +1,13 @@
-"""Every field that a request may have is honoured, is without effect and says why, or is refused by name.
+"""Fields of chat completions and completions: all that the SDK sends is known, and null is absent.
 
 The lists of fields come from the installed OpenAI SDK's own request types: a release of it that brings a new field
-fails here until the field's place is decided.
+fails here until the field's place is decided. What becomes of each field is tried in tests/gateway/compatibility/.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NotRequired, Required, get_args, get_origin, get_type_hints
 
 import pytest
@@ -31,193 +30,53 @@ from openai.types.chat import (
 )
 from openai.types.shared_params import ReasoningEffort
 
-from adapters import openai_chat_types, openai_completion_types, openai_messages, openai_types
+from adapters import openai_messages, openai_types
 from adapters.adapter import Adapter
 from adapters.openai_chat import ChatAdapter
 from adapters.openai_chat_types import ChatCompletionRequest
 from adapters.openai_completion_types import CompletionRequest
 from adapters.openai_completions import CompletionsAdapter
+from adapters.wire import Refused
 from engines.api import Finish, TextDelta
-from engines.errors import InvalidRequest
+from tests.gateway.compatibility.chat import CHAT, USER
+from tests.gateway.compatibility.completions import COMPLETIONS
+from tests.gateway.compatibility.rows import Table
 
-CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
-COMPLETION: dict[str, Any] = {"model": "m", "prompt": "Hi"}
-
-TOOLS: dict[str, Any] = {"tools": [{"type": "function", "function": {"name": "f"}}]}
-
-# A value for each honoured field that must change what is asked of an engine or how its answer is told.
-# NEEDS: what a field needs beside it.
-BOTH: dict[str, Any] = {
-    "model": "other",
-    "n": 2,
-    "stream": True,
-    "stream_options": {"include_usage": True},
-    "max_tokens": 7,
-    "temperature": 0.5,
-    "top_p": 0.5,
-    "presence_penalty": 0.5,
-    "frequency_penalty": 0.5,
-    "seed": 5,
-    "stop": "x",
-    "logit_bias": {"5": 1},
-    "top_k": 5,
-    "min_p": 0.5,
-    "typical_p": 0.5,
-    "repetition_penalty": 1.5,
-    "min_tokens": 2,
-    "stop_token_ids": [5],
-    "include_stop_str_in_output": True,
-    "ignore_eos": True,
-    "bad_words": ["x"],
-    "skip_special_tokens": False,
-    "spaces_between_special_tokens": False,
-    "truncate_prompt_tokens": 5,
-    "prompt_logprobs": 2,
-    "cache_salt": "x",
-    "return_token_ids": True,
-    "watermark": {"scheme": "gumbel", "key": "k"},
-    "response_format": {"type": "json_object"},
-    "structured_outputs": {"regex": "x+"},
-    "guided_json": {"type": "object"},
-    "guided_regex": "x+",
-    "guided_choice": ["x"],
-    "guided_grammar": 'root ::= "x"',
-}
-HONOURED_IN_CHAT = BOTH | {
-    "messages": [{"role": "user", "content": "Ho"}],
-    "max_completion_tokens": 7,
-    "logprobs": True,
-    "top_logprobs": 2,
-    "reasoning_effort": "low",
-    "thinking_token_budget": 5,
-    "include_reasoning": False,
-    "tools": TOOLS["tools"],
-    "tool_choice": "required",
-    "parallel_tool_calls": False,
-    "add_generation_prompt": False,
-    "continue_final_message": True,
-    "chat_template_kwargs": {"x": 1},
-    "add_special_tokens": True,
-}
-HONOURED_IN_COMPLETIONS = BOTH | {
-    "prompt": "Ho",
-    "best_of": 2,
-    "echo": True,
-    "logprobs": 2,
-    "add_special_tokens": False,
-}
-NEEDS: dict[str, dict[str, Any]] = {
-    "stream_options": {"stream": True},
-    "top_logprobs": {"logprobs": True},
-    "tool_choice": TOOLS,
-    "parallel_tool_calls": TOOLS,
-}
-
-NO_EFFECT_VALUES: dict[str, Any] = {
-    "user": "u",
-    "metadata": {"a": "b"},
-    "store": True,
-    "service_tier": "flex",
-    "safety_identifier": "x",
-    "prompt_cache_key": "x",
-    "prompt_cache_retention": "24h",
-    "prompt_cache_options": {"mode": "explicit"},
-    "parallel_tool_calls": True,
-    "tool_prompt": "Use tools.",
-}
-# For each refused field a value that is refused, and those that ask for nothing.
-REFUSED_VALUES: dict[str, tuple[Any, list[Any]]] = {
-    "functions": ([{"name": "f"}], [[]]),
-    "function_call": ({"name": "f"}, ["none", "auto"]),
-    "modalities": (["text", "audio"], [["text"]]),
-    "audio": ({"voice": "v", "format": "wav"}, []),
-    "prediction": ({"type": "content", "content": "x"}, []),
-    "web_search_options": ({}, []),
-    "moderation": ({"model": "m"}, []),
-    "verbosity": ("high", ["medium"]),
-    "suffix": ("x", [""]),
-}
+ADAPTERS: dict[str, Adapter] = {CHAT.path: ChatAdapter(), COMPLETIONS.path: CompletionsAdapter()}
+ROUTES = [pytest.param(table, id=table.path) for table in (CHAT, COMPLETIONS)]
 
 
-@dataclass(frozen=True)
-class Route:
-    adapter: Adapter
-    body: dict[str, Any]
-    model: Any
-    no_effect: Mapping[str, str]
-    refused: Mapping[str, str]
-    honoured: dict[str, Any]
-
-    def asked(self, body: dict[str, Any], *, forwarded: bool = True) -> tuple[object, ...]:
-        """All that a request body changes: what is asked of the engine, how reasoning is told, how a stream ends."""
-        exchange = self.adapter.parse(json.dumps(body).encode(), {}, "r")
-        requests = exchange.requests if forwarded else [replace(request, forwarded={}) for request in exchange.requests]
-        thought = exchange.frame(0, TextDelta(0, "", reasoning="why", finish=Finish("stop")))
-        return list(requests), exchange.stream, b"why" in thought, b"usage" in exchange.end()
+def asked(table: Table, body: dict[str, Any], *, forwarded: bool = True) -> tuple[object, ...]:
+    """All that a request body changes: what is asked of the engine, how reasoning is told, how a stream ends."""
+    exchange = ADAPTERS[table.path].parse(json.dumps(body).encode(), {}, "r")
+    requests = exchange.requests if forwarded else [replace(request, forwarded={}) for request in exchange.requests]
+    thought = exchange.frame(0, TextDelta(0, "", reasoning="why", finish=Finish("stop")))
+    return list(requests), exchange.stream, b"why" in thought, b"usage" in exchange.end()
 
 
-ROUTES = [
-    pytest.param(
-        Route(
-            ChatAdapter(),
-            CHAT,
-            ChatCompletionRequest,
-            openai_chat_types.NO_EFFECT_FIELDS,
-            openai_chat_types.REFUSED_FIELDS,
-            HONOURED_IN_CHAT,
-        ),
-        id="chat",
-    ),
-    pytest.param(
-        Route(
-            CompletionsAdapter(),
-            COMPLETION,
-            CompletionRequest,
-            openai_completion_types.NO_EFFECT_FIELDS,
-            openai_completion_types.REFUSED_FIELDS,
-            HONOURED_IN_COMPLETIONS,
-        ),
-        id="completions",
-    ),
-]
+@pytest.mark.parametrize("table", ROUTES)
+def test_null_is_absent(table: Table) -> None:
+    plain = {name: value for name, value in table.body.items() if name in ("model", "messages", "prompt")}
+    for row in table.rows:
+        if row.name not in plain and not row.unknown:
+            assert asked(table, plain | {row.name: None}) == asked(table, plain), row.field
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_each_field_is_honoured_or_without_effect_or_refused(route: Route) -> None:
-    places = [set(route.honoured), set(route.no_effect), set(route.refused)]
-    assert sum(len(place) for place in places) == len(set.union(*places)), "a field has two places"
-    assert set.union(*places) == set(route.model.model_fields)
+@pytest.mark.parametrize("table", ROUTES)
+def test_a_field_without_effect_is_forwarded_and_changes_nothing_else(table: Table) -> None:
+    for row in (row for row in table.rows if row.status == "no effect"):
+        sent, plain = table.request(row)
+        assert asked(table, sent, forwarded=False) == asked(table, plain, forwarded=False)
+        (request,) = ADAPTERS[table.path].parse(json.dumps(sent).encode(), {}, "r").requests
+        assert request.forwarded == {row.field: row.value}
 
 
-@pytest.mark.parametrize("route", ROUTES)
-def test_an_honoured_field_changes_what_is_asked_and_null_does_not(route: Route) -> None:
-    plain = route.asked(route.body)
-    for field, value in route.honoured.items():
-        needed = route.body | NEEDS.get(field, {})
-        assert route.asked(needed | {field: value}) != route.asked(needed), field
-        if field not in route.body:
-            assert route.asked(route.body | {field: None}) == plain, field
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_field_without_effect_is_forwarded_and_changes_nothing_else(route: Route) -> None:
-    for field, reason in route.no_effect.items():
-        sent = route.body | {field: NO_EFFECT_VALUES[field]}
-        assert reason.endswith(".")
-        assert route.asked(sent, forwarded=False) == route.asked(route.body, forwarded=False)
-        (request,) = route.adapter.parse(json.dumps(sent).encode(), {}, "r").requests
-        assert request.forwarded == {field: NO_EFFECT_VALUES[field]}
-
-
-@pytest.mark.parametrize("route", ROUTES)
-def test_a_refused_field_is_named_unless_it_asks_for_nothing(route: Route) -> None:
-    for field in route.refused:
-        value, harmless = REFUSED_VALUES[field]
-        with pytest.raises(InvalidRequest) as caught:
-            route.asked(route.body | {field: value})
-        assert (caught.value.field, caught.value.code) == (field, "unsupported_parameter")
-        for nothing in [None, *harmless]:
-            assert route.asked(route.body | {field: nothing}) == route.asked(route.body)
+@pytest.mark.parametrize("table", ROUTES)
+def test_a_refused_field_may_ask_for_nothing(table: Table) -> None:
+    for name, field in table.model.model_fields.items():
+        for mark in field.metadata:
+            for harmless in mark.harmless if isinstance(mark, Refused) else ():
+                assert asked(table, dict(table.body) | {name: harmless}) == asked(table, dict(table.body)), name
 
 
 # --- the SDK's types --------------------------------------------------------------------------------------------------
@@ -295,7 +154,7 @@ def test_every_reasoning_effort_of_the_sdk_is_known() -> None:
 def test_an_answers_message_may_be_sent_back_as_it_came() -> None:
     """The SDK writes every field of its answer type, null or not; and this server's answers are such messages."""
     answered = ChatCompletionMessage(role="assistant", content="Hello.", annotations=[])
-    history = [*CHAT["messages"], answered.model_dump(), CHAT["messages"][0]]
+    history = [USER, answered.model_dump(), USER]
     assert set(answered.model_dump()) <= keys(openai_messages.AssistantMessage)
-    (request,) = ChatAdapter().parse(json.dumps(CHAT | {"messages": history}).encode(), {}, "r").requests
+    (request,) = ChatAdapter().parse(json.dumps({"model": "m", "messages": history}).encode(), {}, "r").requests
     assert request.prompt.messages[1] == {"role": "assistant", "content": "Hello."}  # pyright: ignore

@@ -1,0 +1,68 @@
+"""docs/compatibility.md, written from the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from adapters.wire import NoEffect, Refused, reasons
+from tests.gateway.compatibility.routes import NOT_THERE, PEERS, THERE, RouteRow
+from tests.gateway.compatibility.rows import Row, Table
+from tests.gateway.compatibility.tables import TABLES
+
+INTRODUCTION = """\
+# Compatibility
+
+What becomes of every route and every field, here and with others. This page is written by
+`scripts/list_compatibility` from the tables in `tests/gateway/compatibility/`, and each line about Headrace has been
+tried: a test sends the field to a real model over HTTP.
+
+- **honoured**: the answer shows it; a test fails if the field is ignored.
+- **no effect**: it is accepted and checked, and the answer is the one without it. The reason stands beside it.
+- **refused**: a 400 (422 on TGI's routes) that names the field, unless it says nothing that would change anything,
+  such as null.
+
+A field that stands nowhere here is refused by name as well, except on TGI's native routes, which take unknown fields as
+TGI does and name them in the header `x-ignored-fields`. Null always means absent.
+
+The peers are vLLM 0.33, SGLang 0.5.23 and Text Generation Inference 3.3.7, by their source and with the OpenAI protocol
+as each has it. **if enabled**: by a flag, or with some models alone. **ignored**: accepted in silence. **another
+meaning**: read as something else than OpenAI's. An empty place means that nobody looked; a column that is missing, that
+the peer has no such route. What they do was read, not tried.
+"""
+
+
+def page() -> str:
+    lines = [INTRODUCTION, "## Routes\n", *_routes(THERE), "", "Not here:\n", *_routes(NOT_THERE)]
+    for table in TABLES:
+        lines += ["", f"## POST {table.path}{' parameters' if table.prefix else ''}\n", *_fields(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _routes(rows: Sequence[RouteRow]) -> Iterable[str]:
+    yield _line("route", *PEERS, "")
+    yield _line(*["---"] * (len(PEERS) + 2))
+    for row in rows:
+        routes = ", ".join(f"`{method} {path}`" for method, path in row.each)
+        yield _line(routes.replace("{model:path}", "{model}"), *row.peers, row.note)
+
+
+def _fields(table: Table) -> Iterable[str]:
+    yield _line("field", "Headrace", *table.peers, "")
+    yield _line(*["---"] * (len(table.peers) + 3))
+    for status in ("honoured", "no effect", "refused"):
+        for row in table.rows:
+            if row.status == status:
+                peers = [table.peer_status(peer, row) for peer in table.peers]
+                yield _line(f"`{row.field}`", row.status, *peers, row.note or _reason(table, row))
+
+
+def _reason(table: Table, row: Row) -> str:
+    """As the wire model gives it."""
+    for mark in (NoEffect, Refused):
+        if reason := reasons(table.model, mark).get(row.field):
+            return reason[0].upper() + reason[1:].rstrip(".") + "."
+    return ""
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
