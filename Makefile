@@ -14,8 +14,9 @@ PINNED_TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH ?= $(PINNED_TORCH)
 EXTRAS ?= native
 
-# A client to be tested as it is published: it asks for an older huggingface-hub, which it does not use.
-TGI_CLIENT := text-generation==0.7.0
+# Clients to be tested as they are published, without what they ask for: an older huggingface-hub that is not used
+# (text-generation), older releases of other clients (instructor), plugins that change pytest (langchain-tests).
+CLIENTS := text-generation==0.7.0 instructor==1.17.0 langchain-tests==1.1.9
 
 BIN := $(VENV)/bin
 CONSTRAINTS := $(VENV)/constraints.txt
@@ -45,7 +46,7 @@ clean:
 $(VENV)/.installed-%: pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing Headrace [$*] into $(VENV); the first time takes a few minutes ...'
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c $(CONSTRAINTS) -e '.[$*]'
-	@$(if $(filter dev,$*),$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(TGI_CLIENT))
+	@$(if $(filter dev,$*),$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps $(CLIENTS))
 	@touch $@
 
 # A build of torch for CUDA wants a triton of its own.

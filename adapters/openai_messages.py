@@ -25,6 +25,9 @@ class TextPart(TypedDict):
     prompt_cache_breakpoint: NotRequired[
         Annotated[dict[str, Any] | None, NoEffect("prefixes are cached wherever they recur; no mark is needed.")]
     ]
+    cache_control: NotRequired[  # Anthropic's, which clients of several providers leave in
+        Annotated[dict[str, Any] | None, NoEffect("prefixes are cached wherever they recur; no mark is needed.")]
+    ]
 
 
 def _content_kind(value: object) -> str | None:
@@ -121,7 +124,7 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=16384, fail_f
 
 
 def plain_message(message: Message) -> dict[str, Any]:
-    """The message as `ChatPrompt` holds it: nulls and marks for OpenAI's cache left out, reasoning under one name."""
+    """The message as `ChatPrompt` holds it: nulls and marks for caches left out, reasoning under one name."""
     plain: dict[str, Any] = {name: value for name, value in message.items() if value is not None}
     content = plain.get("content")
     if isinstance(content, list):

@@ -149,7 +149,7 @@ class StructuredOutput:
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
     """Whether and how the model may call the prompt's tools: "none", "auto" (its choice), "required" (at least one
-    call), "named" (a call of `name`). `parallel`: whether an answer may hold several calls."""
+    call), "named" (one call of `name`). `parallel`: whether an answer may hold several calls."""
 
     mode: Literal["none", "auto", "required", "named"] = "auto"
     name: str = ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engines.api import ToolCallDelta
 from engines.native.thinking import ThinkingReader
 from engines.native.tools.calls import CallReader
+from engines.native.tools.repeats import Repeats
 
 
 @dataclass(slots=True)
@@ -25,7 +26,7 @@ class AnswerText:
     """`thinking` and `calls` are what reads reasoning and tool calls, None where there are none to be read.
 
     `single_call`: calls after the first are dropped. `only_calls`: so is text, which can only be the beginning of a
-    call that tokens did not last for.
+    call that tokens did not last for, and the answer ends at a call that repeats an earlier one.
     """
 
     def __init__(
@@ -40,12 +41,18 @@ class AnswerText:
         self._calls = calls
         self._single_call = single_call
         self._only_calls = only_calls
+        self._repeats = Repeats() if only_calls else None
         self._said = Said()
         self.num_calls = 0
 
     @property
     def is_thinking(self) -> bool:
         return self._thinking is not None and self._thinking.is_thinking
+
+    @property
+    def is_over(self) -> bool:
+        """Whatever the model still writes is not told."""
+        return self._repeats is not None and self._repeats.found
 
     @property
     def has_news(self) -> bool:
@@ -81,8 +88,8 @@ class AnswerText:
             if isinstance(piece, str):
                 self._said.text += "" if self._only_calls else piece
             elif not (self._single_call and piece.index):
-                self.num_calls = max(self.num_calls, piece.index + 1)
-                calls.append(piece)
+                calls += [piece] if self._repeats is None else self._repeats.push(piece)
+        self.num_calls = max([self.num_calls, *(call.index + 1 for call in calls)])
         self._said.calls += merged(calls)
 
 

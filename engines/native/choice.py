@@ -104,6 +104,8 @@ class Choice:
             finish = Finish("length")
         if finish is not None and matched is None and self._matcher is not None:
             self._say(self._matcher.flush())
+        if matched is None and self._reader is not None and self._reader.is_over:
+            finish = Finish("stop")
         self._release_logprobs(everything=finish is not None and matched is None)
         return self._delta(finish)
 

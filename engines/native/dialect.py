@@ -90,7 +90,7 @@ class Dialect:
                 grammar=tool_grammar(tools, choice, tool_format, self._special_token, output),
                 calls=tool_format,
                 tool_names=frozenset(tool["function"]["name"] for tool in tools),
-                single_call=not choice.parallel,
+                single_call=not choice.parallel or choice.mode == "named",
                 only_calls=choice.mode in ("required", "named"),
                 shows_special=any(self._special_token(mark) is not None for mark in tool_format.marks),
             )

@@ -26,7 +26,7 @@ def echo_live() -> Iterator[Live]:
 def native_live(smollm2_gguf: Path) -> Iterator[Live]:
     """SmolLM2 on CPU, its core in a process of its own."""
     section = NativeSettings(
-        model=str(smollm2_gguf), device="cpu", kv_cache_memory="512MiB", served_model_name=("smollm2",)
+        model=str(smollm2_gguf), device="cpu", kv_cache_memory="512MiB", served_model_name=("smollm2", "smollm2-alias")
     )
     with serving(create_app([NativeEngine(section)]), "smollm2") as server:
         yield server

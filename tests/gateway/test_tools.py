@@ -102,7 +102,27 @@ def test_a_stream_tells_the_calls_of_the_whole_answer(client: OpenAI):
     assert names == {i: call.function.name for i, call in enumerate(calls)}  # type: ignore[union-attr]
     assert arguments == {i: call.function.arguments for i, call in enumerate(calls)}  # type: ignore[union-attr]
     assert finishes == [whole.finish_reason]
-    check(calls[0])
+    for call in calls:
+        check(call)
+
+
+def test_an_answer_ends_when_the_model_begins_to_repeat_its_calls(client: OpenAI):
+    fields: Any = {"tools": [ADD], "tool_choice": "required", **GREEDY, "max_tokens": 400}
+    answer = client.chat.completions.create(messages=[{"role": "user", "content": "Add 4 and 2."}], **fields)
+    (choice,) = answer.choices
+    calls = [call.function.arguments for call in choice.message.tool_calls or ()]  # type: ignore[union-attr]
+    assert choice.finish_reason == "tool_calls"
+    assert 1 <= len(calls) == len(set(calls)) < 16
+    assert answer.usage
+    assert answer.usage.completion_tokens < 400
+
+
+def test_a_named_tool_is_called_once(client: OpenAI):
+    choice: Any = {"type": "function", "function": {"name": "add"}}
+    answer = client.chat.completions.create(messages=MESSAGES, tools=[WEATHER, ADD], tool_choice=choice, **GREEDY)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls or ()
+    check(call)
 
 
 def test_the_sdks_stream_helper_and_parse_take_strict_tools(client: OpenAI):

@@ -18,6 +18,10 @@ from engines.native.tools.formats import PLAIN_JSON, ToolFormat
 from engines.native.types import GrammarSpec
 
 MAX_CALLS = 16  # that a grammar lets an answer hold: a small model may never stop calling
+_OPENS = {  # keywords beside `properties` that may ask for members of other names
+    "additionalProperties", "patternProperties", "propertyNames", "minProperties", "unevaluatedProperties",
+    "allOf", "anyOf", "oneOf", "if", "dependentSchemas", "$ref", "$dynamicRef",
+}  # fmt: skip
 Tool = Mapping[str, Any]
 SpecialToken = Callable[[str], int | None]
 """The id of a mark that is a special token, which a grammar names by its id; None for one that is text."""
@@ -50,7 +54,8 @@ def tool_grammar(
             'written in Python; set tool_choice to "required" or to one tool.',
             field="tools",
         )
-    rules = _Rules(tools_of_choice(tools, choice), choice.parallel, tool_format, special_token)
+    several = choice.parallel and choice.mode != "named"
+    rules = _Rules(tools_of_choice(tools, choice), several, tool_format, special_token)
     if must:
         return _lark("start: calls", rules.calls())
     if output is not None:
@@ -138,5 +143,21 @@ class _Rules:
 
 
 def _schema(tool: Tool) -> str:
-    parameters = tool["function"].get("parameters")
-    return schema_text({"type": "object"} if parameters is None else parameters, lenient=not is_strict(tool))
+    """Of a tool's arguments: those that it describes and, unless its schema says so, no others.
+
+    JSON Schema takes any other member where `additionalProperties` is not said. A function takes none that it does not
+    have, so that a schema which lists its properties is closed, and a tool without one has no arguments.
+    """
+    given: Mapping[str, Any] | None = tool["function"].get("parameters")
+    schema: dict[str, Any] = {"type": "object", "properties": {}} if given is None else dict(given)
+    if _lists_all(schema):
+        schema["additionalProperties"] = False
+    return schema_text(schema, lenient=not is_strict(tool))
+
+
+def _lists_all(schema: Mapping[str, Any]) -> bool:
+    """Whether the schema's `properties` are all that it speaks of. It may be malformed: that is told later."""
+    listed, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(listed, Mapping) or not isinstance(required, list) or _OPENS & schema.keys():
+        return False
+    return all(isinstance(name, str) and name in listed for name in cast("list[Any]", required))

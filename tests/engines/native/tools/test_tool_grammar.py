@@ -116,8 +116,9 @@ def test_required_calls_are_calls_of_the_tools(compiler, tokenizer, special, too
 
 
 @pytest.mark.parametrize("tool_format", FORMATS.values(), ids=FORMATS)
-def test_a_named_tool_is_the_only_one_called(compiler, tokenizer, special, tool_format):
-    choice = ToolChoice("named", "get_weather", parallel=False)
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "single"])
+def test_a_named_tool_is_called_once_and_no_other(compiler, tokenizer, special, tool_format, parallel):
+    choice = ToolChoice("named", "get_weather", parallel=parallel)
     tool_format = format_of_choice(tool_format, choice)
     spec = tool_grammar(TOOLS, choice, tool_format, special)
     for seed in range(4):
@@ -160,6 +161,36 @@ def test_beside_a_form_an_answer_is_calls_or_the_form(compiler, tokenizer, speci
         elif check_calls(answer, tool_format):
             kinds.add("calls")
     assert kinds == {"form", "calls"}
+
+
+LISTED: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "loose"])
+@pytest.mark.parametrize(
+    ("schema", "is_closed"),
+    [
+        (None, True),
+        ({"type": "object", "properties": {}}, True),
+        (LISTED, True),
+        ({**LISTED, "required": ["a"]}, True),
+        ({"type": "object"}, False),
+        ({**LISTED, "additionalProperties": {"type": "boolean"}}, False),
+        ({**LISTED, "required": ["b"]}, False),
+        ({**LISTED, "anyOf": [{"properties": {"b": {}}}]}, False),
+    ],
+    ids=["no schema", "no properties", "optional", "required", "any object", "open", "required, not listed", "anyOf"],
+)
+def test_arguments_that_a_tool_does_not_describe_are_not_made_up(
+    compiler, tokenizer, special, schema, is_closed, strict
+):
+    offered = [tool("f", schema, strict=strict)]
+    constraint = compiled(compiler, tool_grammar(offered, ToolChoice("required"), HERMES, special))
+    for token in tokenizer.encode('<tool_call>\n{"name": "f", "arguments": {', False):
+        assert constraint.advance(token) == "open"
+    if (quote := tokenizer.encode('"', False)[0]) in allowed(compiler, constraint):
+        constraint.advance(quote)
+    assert (tokenizer.encode("b", False)[0] in allowed(compiler, constraint)) != is_closed
 
 
 def test_what_cannot_be_enforced_is_refused_when_strict_and_passed_over_otherwise(compiler, special):
