@@ -24,6 +24,7 @@ from adapters.anthropic_types import (
 )
 from adapters.blocks import Block, Blocks, Step
 from adapters.sse import named_frame, to_json
+from adapters.watermark import watermark_params
 from adapters.wire import parse_body
 from engines.api import (
     ChatPrompt,
@@ -62,6 +63,7 @@ def _generation_request(request: MessagesRequest, request_id: str) -> Generation
             top_p=request.top_p,
             top_k=request.top_k,
             stop=tuple(request.stop_sequences or ()),
+            watermark=watermark_params(request.watermark),
         ),
         structured_output=request.structured_output(),
         tool_choice=request.chosen(),

@@ -15,6 +15,7 @@ from adapters.anthropic_blocks import CacheControl, Messages, Texts, as_messages
 from adapters.functions import MAX_TOOLS, Function, FunctionName, Parameters, as_tools, check_offered, check_unique
 from adapters.openai_structured import JsonSchemaValue
 from adapters.openai_types import MAX_TOKEN_ID, MAX_TOKENS, StopString
+from adapters.watermark import WatermarkField
 from adapters.wire import NoEffect, Refused, WireModel, refuse
 from engines.api import ChatPrompt, JsonSchema, StructuredOutput, ToolChoice
 
@@ -181,6 +182,7 @@ class MessagesRequest(CountTokensRequest):
     temperature: float | None = Field(default=None, ge=0, le=1)
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=MAX_TOKEN_ID)
+    watermark: WatermarkField | None = None  # beyond Anthropic
 
     metadata: Annotated[Metadata | None, NoEffect("identifies an end user to Anthropic's abuse monitoring.")] = None
     service_tier: Annotated[

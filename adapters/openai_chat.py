@@ -42,13 +42,15 @@ ROLE_DELTA = b'"delta":{"role":"assistant","content":""}'
 
 
 class ChatAdapter:
-    """`system_fingerprint` stands in every answer; it should change with what makes answers change."""
+    """`system_fingerprint` stands in every answer; it should change with what makes answers change. `tolerant` passes
+    over fields that are not known."""
 
-    def __init__(self, *, system_fingerprint: str = "headrace") -> None:
+    def __init__(self, *, system_fingerprint: str = "headrace", tolerant: bool = False) -> None:
         self._system_fingerprint = system_fingerprint
+        self._tolerant = tolerant
 
     def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> ChatExchange:  # noqa: ARG002
-        request = parse_body(ChatCompletionRequest, body)
+        request = parse_body(ChatCompletionRequest, body, tolerant=self._tolerant)
         request.check_combinations()
         identity = Identity(f"chatcmpl-{request_id}", int(time.time()), request.model, self._system_fingerprint)
         return ChatExchange(request, generation_request(request, request_id), identity)

@@ -45,23 +45,34 @@ CHUNK_SHAPE = ChunkShape(object="text_completion", before_text=b'"text":', after
 
 
 class CompletionsAdapter:
-    """`system_fingerprint` stands in every answer; it should change with what makes answers change."""
+    """`system_fingerprint` stands in every answer; it should change with what makes answers change. `tolerant` passes
+    over fields that are not known. `max_tokens` holds where a request has none; None is whatever fits."""
 
-    def __init__(self, *, system_fingerprint: str = "headrace") -> None:
+    def __init__(
+        self,
+        *,
+        system_fingerprint: str = "headrace",
+        tolerant: bool = False,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+    ) -> None:
         self._system_fingerprint = system_fingerprint
+        self._tolerant = tolerant
+        self._max_tokens = max_tokens
 
     def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> CompletionExchange:  # noqa: ARG002
-        request = parse_body(CompletionRequest, body)
+        request = parse_body(CompletionRequest, body, tolerant=self._tolerant)
         request.check_combinations()
         identity = Identity(f"cmpl-{request_id}", int(time.time()), request.model, self._system_fingerprint)
-        return CompletionExchange(request, generation_requests(request, request_id), identity)
+        return CompletionExchange(request, generation_requests(request, request_id, self._max_tokens), identity)
 
     def error(self, error: HeadraceError, status: int) -> bytes:
         return error_body(error, status)
 
 
-def generation_requests(request: CompletionRequest, request_id: str) -> tuple[GenerationRequest, ...]:
-    sampling = _sampling(request)
+def generation_requests(
+    request: CompletionRequest, request_id: str, max_tokens: int | None = DEFAULT_MAX_TOKENS
+) -> tuple[GenerationRequest, ...]:
+    sampling = _sampling(request, max_tokens)
     structured_output = request.structured_output()
     several = len(request.prompt) > 1
     return tuple(
@@ -82,13 +93,13 @@ def generation_requests(request: CompletionRequest, request_id: str) -> tuple[Ge
     )
 
 
-def _sampling(request: CompletionRequest) -> SamplingParams:
+def _sampling(request: CompletionRequest, max_tokens: int | None) -> SamplingParams:
     ranks = request.best_of is not None and request.best_of > (request.n or 1)
     echoed = request.logprobs if request.echo else None
     wanted = [count for count in (echoed, request.prompt_logprobs) if count is not None]
     return sampling_params(
         request,
-        max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+        max_tokens=max_tokens if request.max_tokens is None else request.max_tokens,
         logprobs=0 if ranks and request.logprobs is None else request.logprobs,
         prompt_logprobs=max(wanted, default=None),
     )

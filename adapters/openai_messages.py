@@ -6,10 +6,11 @@ has beside its conversation is not known here.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, cast
 
-from pydantic import Discriminator, Field, Tag, with_config
+from pydantic import BeforeValidator, Discriminator, Field, Tag, with_config
 from typing_extensions import TypedDict
 
 from adapters.wire import WIRE_CONFIG, NoEffect, Refused, WireModel, refuse, tagged
@@ -78,11 +79,25 @@ class CalledFunction(TypedDict):
     arguments: str  # JSON as the model wrote it, which may not be valid
 
 
+def _called(value: object) -> object:
+    """TGI's shapes of a called function as OpenAI's: arguments as an object, `parameters` for them, a description."""
+    if not isinstance(value, dict):
+        return value
+    function = cast("dict[str, Any]", value)
+    if function.keys() <= {"name", "arguments"} and isinstance(function.get("arguments"), str):
+        return function
+    plain = {name: member for name, member in function.items() if name not in ("description", "parameters")}
+    arguments = function.get("arguments", function.get("parameters"))
+    if arguments is not None:
+        plain["arguments"] = json.dumps(arguments, ensure_ascii=False) if isinstance(arguments, dict) else arguments
+    return plain
+
+
 @with_config(WIRE_CONFIG)
 class ToolCall(TypedDict):
     id: str
     type: Literal["function"]
-    function: CalledFunction
+    function: Annotated[CalledFunction, BeforeValidator(_called)]
 
 
 @with_config(WIRE_CONFIG)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from adapters.tgi_grammar import closed
 from adapters.wire import WireModel, refuse
 from engines.api import Grammar, JsonObject, JsonSchema, OneOf, Regex, StructuredOutput
 
@@ -116,11 +117,12 @@ class StructuredFields(WireModel):
             case JsonObjectFormat(value=schema):
                 if schema is None:
                     return [StructuredOutput(JsonObject(), "response_format")]
-                return [StructuredOutput(JsonSchema(schema), "response_format.value")]
+                return [StructuredOutput(JsonSchema(closed(schema)), "response_format.value")]
             case RegexFormat(value=pattern):
                 return [StructuredOutput(Regex(pattern), "response_format.value")]
             case JsonSchemaFormat(json_schema=None, value=ValuedSchema(schema_=schema, name=name)):
-                return [StructuredOutput(JsonSchema(schema, name or "answer"), "response_format.value.schema")]
+                form = JsonSchema(closed(schema), name or "answer")
+                return [StructuredOutput(form, "response_format.value.schema")]
             case JsonSchemaFormat(json_schema=named):
                 field = "response_format.json_schema.schema"
                 if named is None:

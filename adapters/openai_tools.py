@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from adapters.functions import MAX_TOOLS, FunctionName, Parameters, check_offered, check_unique
@@ -16,9 +16,11 @@ from engines.api import ToolCallDelta, ToolChoice
 
 
 class FunctionDefinition(WireModel):
+    """TGI calls `parameters` `arguments`, too."""
+
     name: FunctionName
     description: str | None = None
-    parameters: Parameters | None = None
+    parameters: Parameters | None = Field(default=None, validation_alias=AliasChoices("parameters", "arguments"))
     strict: bool | None = None
 
 
@@ -60,11 +62,24 @@ CHOICE_KIND = Discriminator(
 )
 """Chooses among "mode", "named" and "allowed", the arms of `tool_choice`, which OpenAI's protocols fill differently."""
 
+_MODES = ("none", "auto", "required")
+
+
+def _named(value: object) -> object:
+    """TGI's shapes of a named tool, its name alone and an object without `type`, as OpenAI's."""
+    if isinstance(value, str) and value not in _MODES:
+        return {"type": "function", "function": {"name": value}}
+    if isinstance(value, dict) and "function" in value and "type" not in value:
+        return {"type": "function", **cast("dict[str, Any]", value)}
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
 Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag(tagged("mode"))]
     | Annotated[NamedTool, Tag(tagged("named"))]
     | Annotated[AllowedToolsChoice, Tag(tagged("allowed"))],
     CHOICE_KIND,
+    BeforeValidator(_named),
 ]
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from adapters.adapter import Collected, CollectedChoice, Exchange
 from adapters.openai_logprobs import mean_logprob
 from adapters.sse import data_frame, to_json
+from adapters.tgi_dialect import Told
 from adapters.tgi_errors import native_error_body, native_error_frame, refuse_native
 from adapters.tgi_grammar import structured_output
 from adapters.tgi_tokens import UNKNOWN_ID, TokenTexts, cut_to, num_chars, prefill_tokens, top_tokens
@@ -246,7 +247,8 @@ def facts_of(exchange: Exchange) -> Facts:
     """Of any protocol's exchange; the characters of a conversation are those of its texts."""
     if isinstance(exchange, NativeExchange):
         return Facts(exchange.num_input_chars, exchange.ignored)
-    return Facts(sum(_num_chars(request.prompt) for request in exchange.requests))
+    ignored = exchange.ignored if isinstance(exchange, Told) else ()
+    return Facts(sum(_num_chars(request.prompt) for request in exchange.requests), ignored)
 
 
 def _num_chars(prompt: Prompt) -> int:
@@ -254,8 +256,14 @@ def _num_chars(prompt: Prompt) -> int:
         return len(prompt.text)
     if isinstance(prompt, TokensPrompt):
         return 0
-    contents = [message.get("content") for message in prompt.messages]
-    return sum(len(content) for content in contents if isinstance(content, str))
+    return sum(_num_content_chars(message.get("content")) for message in prompt.messages)
+
+
+def _num_content_chars(content: Any) -> int:
+    """Of a message's content: a text, or an array of parts with texts."""
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part["text"]) for part in content) if isinstance(content, list) else 0  # pyright: ignore
 
 
 def native_response(plan: Plan, whole: Collected) -> NativeResponse:

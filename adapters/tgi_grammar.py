@@ -33,7 +33,7 @@ def structured_output(grammar: object) -> StructuredOutput | None:
             refuse_native("`grammar.value` must be an object with `schema`", _FIELD)
         named = cast("dict[str, Any]", value)
         name, value = named.get("name") or name, named["schema"]
-    return StructuredOutput(JsonSchema(_schema(value), str(name)), _FIELD)
+    return StructuredOutput(JsonSchema(closed(_schema(value)), str(name)), _FIELD)
 
 
 def _schema(value: object) -> Mapping[str, Any]:
@@ -46,3 +46,36 @@ def _schema(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         refuse_native("`grammar.value` must be a JSON Schema, which is an object", _FIELD)
     return cast("dict[str, Any]", value)
+
+
+def closed(schema: Any) -> Any:
+    """The schema with every object that lists its properties shut to others, unless it says otherwise: as TGI reads it.
+
+    Objects made of several schemas (allOf, $ref beside properties, ...) stay as they are: to shut one part of them
+    would forbid what the other parts ask for.
+    """
+    if isinstance(schema, list):
+        return [closed(item) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    members = cast("dict[str, Any]", schema)
+    inner = {name: _closed_member(name, value) for name, value in members.items()}
+    if "properties" in members and not _SAYS_MORE & members.keys():
+        inner["additionalProperties"] = False
+    return inner
+
+
+def _closed_member(name: str, value: Any) -> Any:
+    if name in _AS_IT_IS:
+        return value
+    if name in _NAMED_SCHEMAS and isinstance(value, dict):
+        return {key: closed(schema) for key, schema in cast("dict[str, Any]", value).items()}
+    return closed(value)
+
+
+_AS_IT_IS = frozenset({"const", "enum", "default", "examples", "allOf", "not", "if", "then", "else", "required"})
+_NAMED_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+_SAYS_MORE = frozenset(
+    {"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames", "$ref", "allOf", "anyOf"}
+    | {"oneOf", "not", "if", "dependentSchemas"}
+)

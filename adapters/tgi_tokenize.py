@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing_extensions import TypedDict
 
 from adapters.openai_chat_types import ChatCompletionRequest
+from adapters.raw_json import keys_of, with_model
 from adapters.sse import to_json
 from adapters.tgi_errors import refuse_native
 from adapters.tgi_types import NativeRequest
-from adapters.tgi_vertex import keys_of, with_model
 from adapters.tokenize import TokenizeCall
 from adapters.wire import parse_body
 from engines.api import TextPrompt, Tokenized

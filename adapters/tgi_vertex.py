@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
-import msgspec
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from adapters.adapter import Adapter, Collected, Exchange
-from adapters.openai_chat import ChatAdapter, generation_request
+from adapters.openai_chat import generation_request
 from adapters.openai_chat_types import ChatCompletionRequest
-from adapters.openai_completions import CompletionsAdapter
+from adapters.raw_json import keys_of, with_model
 from adapters.sse import to_json
-from adapters.tgi import NativeAdapter, Plan, native_response, plan_of
+from adapters.tgi import Plan, native_response, plan_of
 from adapters.tgi_errors import native_error_body, native_error_frame, refuse_native
 from adapters.tgi_types import NativeLimits, NativeModel, NativeRequest
 from adapters.wire import parse_body
@@ -94,12 +93,8 @@ class VertexExchange:
 class InvocationsAdapter:
     """The key that a request must have says which route it is for: `inputs`, `messages` or `prompt`, in this order."""
 
-    def __init__(self, limits: NativeLimits, default_model: Callable[[], str]) -> None:
-        self._by_key: Mapping[str, Adapter] = {
-            "inputs": NativeAdapter("any", limits, default_model),
-            "messages": ModelOptional(ChatAdapter(), default_model),
-            "prompt": ModelOptional(CompletionsAdapter(), default_model),
-        }
+    def __init__(self, native: Adapter, chat: Adapter, completions: Adapter) -> None:
+        self._by_key: Mapping[str, Adapter] = {"inputs": native, "messages": chat, "prompt": completions}
 
     def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> Exchange:
         keys = keys_of(body)
@@ -122,34 +117,3 @@ class ModelOptional:
 
     def error(self, error: HeadraceError, status: int) -> bytes:
         return self._adapter.error(error, status)
-
-
-def with_model(body: bytes, default_model: Callable[[], str]) -> bytes:
-    """The body, with a model named. Only a body that never writes the word is read for this."""
-    if b'"model"' in body:
-        return body
-    fields = _fields(body)
-    if fields is None:
-        return body  # whoever parses it says what is wrong
-    return msgspec.json.encode({"model": default_model(), **fields})
-
-
-def says_stream(body: bytes) -> bool:
-    """Whether a body, valid otherwise or not, asks for a stream."""
-    fields = _fields(body) or {}
-    return bytes(fields.get("stream", b"")) == b"true"
-
-
-def keys_of(body: bytes) -> frozenset[str]:
-    """The top-level keys of a JSON object; none of anything else."""
-    return frozenset(_fields(body) or ())
-
-
-_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def _fields(body: bytes) -> dict[str, msgspec.Raw] | None:
-    try:
-        return _decode_fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

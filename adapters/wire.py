@@ -43,10 +43,13 @@ class WireModel(BaseModel):
 Model = TypeVar("Model", bound=WireModel)
 
 
-def parse_body(model: type[Model], body: bytes) -> Model:
-    """Raises InvalidRequest for malformed JSON (with its position) and for the first field that does not validate."""
+def parse_body(model: type[Model], body: bytes, *, tolerant: bool = False) -> Model:
+    """Raises InvalidRequest for malformed JSON (with its position) and for the first field that does not validate.
+
+    `tolerant`: fields that are not known are passed over, wherever they stand.
+    """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body, extra="ignore" if tolerant else None)
     except ValidationError as error:
         raise _first_mistake(error, model.arm_positions) from None
 

@@ -13,10 +13,18 @@ class TgiSection(BaseModel):
     max_best_of: int = Field(default=2, ge=1, le=128, description="Largest `best_of` of a native request.")
     max_stop_sequences: int = Field(default=4, ge=0, description="Most `stop` strings of a native request.")
     max_top_n_tokens: int = Field(default=5, ge=0, le=20, description="Largest `top_n_tokens` of a native request.")
-    max_client_batch_size: int = Field(default=4, ge=1, description="Most `instances` of one POST /vertex.")
+    max_client_batch_size: int = Field(
+        default=4,
+        ge=1,
+        description="Most `instances` of one POST /vertex; with tgi_dialect also most prompts of one /v1/completions.",
+    )
     keep_stop: bool = Field(
         default=True,
         description="Leave a stop string in a native answer's text, as TGI does; the OpenAI routes always cut it.",
+    )
+    tgi_dialect: bool = Field(
+        default=False,
+        description="Take requests of the OpenAI routes as TGI does, and answer with its headers; see docs/tgi.md.",
     )
     compute_type: str = Field(
         default="headrace", pattern=r"^[ -~]{1,128}$", description="What the header x-compute-type says."

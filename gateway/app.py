@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,10 +23,13 @@ from starlette.routing import Route
 from adapters.adapter import Adapter
 from adapters.anthropic_messages import MessagesAdapter
 from adapters.openai_chat import ChatAdapter
+from adapters.openai_chat_types import ChatCompletionRequest
+from adapters.openai_completion_types import CompletionRequest
 from adapters.openai_completions import CompletionsAdapter
 from adapters.openai_responses import ResponsesAdapter
 from adapters.openai_responses_store import ResponseStore
 from adapters.tgi import NativeAdapter
+from adapters.tgi_dialect import Dialect
 from adapters.tgi_types import NativeLimits
 from adapters.tgi_vertex import InvocationsAdapter, ModelOptional, VertexAdapter
 from engines.api import Engine
@@ -54,6 +57,7 @@ class GatewayOptions:
     max_concurrent_requests: int | None = None
     any_model: bool = False  # see Catalog
     limits: NativeLimits = field(default_factory=NativeLimits)
+    tgi_dialect: bool = False  # see adapters/tgi_dialect.py
     compute_type: str = "headrace"
     responses_path: Path | None = None  # SQLite file for the answers of /v1/responses; None: in memory
     responses_max_bytes: int = 256 * 2**20
@@ -84,11 +88,13 @@ def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: G
     admission = [Middleware(Admission, max_body_bytes=options.max_body_bytes, api_key=options.api_key)]
     version = _installed_version()
     permits = Permits(options.max_concurrent_requests)
-    chat = endpoints.Generate(_openai(ChatAdapter(), catalog), catalog, permits)
+    compute_type = options.compute_type if options.tgi_dialect else None
+    adapters = _openai_adapters(catalog, options)
+    chat = endpoints.Generate(adapters.chat, catalog, permits, compute_type=compute_type)
+    completions = endpoints.Generate(adapters.completions, catalog, permits, compute_type=compute_type)
     messages = endpoints.Generate(MessagesAdapter(), catalog, permits)
-    completions = endpoints.Generate(_openai(CompletionsAdapter(), catalog), catalog, permits)
     return [
-        *_native_routes(catalog, permits, options, version, admission),
+        *_native_routes(catalog, permits, options, adapters, version, admission),
         *_responses_routes(catalog, permits, options, store, admission),
         Route("/v1/chat/completions", chat, methods=["POST"], middleware=admission),
         Route("/v1/completions", completions, methods=["POST"], middleware=admission),
@@ -108,7 +114,22 @@ def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: G
     ]
 
 
-def _openai(adapter: Adapter, catalog: Catalog) -> Adapter:
+class _OpenAIAdapters(NamedTuple):
+    chat: Adapter
+    completions: Adapter
+
+
+def _openai_adapters(catalog: Catalog, options: GatewayOptions) -> _OpenAIAdapters:
+    if not options.tgi_dialect:
+        return _OpenAIAdapters(_model_optional(ChatAdapter(), catalog), _model_optional(CompletionsAdapter(), catalog))
+    name, max_prompts = catalog.default_name, options.limits.max_client_batch_size
+    return _OpenAIAdapters(
+        Dialect(ChatAdapter(tolerant=True), ChatCompletionRequest, name, max_prompts),
+        Dialect(CompletionsAdapter(tolerant=True, max_tokens=None), CompletionRequest, name, max_prompts),
+    )
+
+
+def _model_optional(adapter: Adapter, catalog: Catalog) -> Adapter:
     return ModelOptional(adapter, catalog.default_name) if catalog.any_model else adapter
 
 
@@ -121,7 +142,7 @@ def _responses_routes(
 ) -> list[Route]:
     """OpenAI's Responses API. What is kept of an answer is shown to whoever has the key."""
     keyed = [Middleware(Admission, max_body_bytes=0, api_key=options.api_key, has_body=False)]
-    create = endpoints.Generate(_openai(ResponsesAdapter(store), catalog), catalog, permits)
+    create = endpoints.Generate(_model_optional(ResponsesAdapter(store), catalog), catalog, permits)
     path = "/v1/responses/{response_id}"
     return [
         Route("/v1/responses", create, methods=["POST"], middleware=admission),
@@ -132,21 +153,28 @@ def _responses_routes(
 
 
 def _native_routes(
-    catalog: Catalog, permits: Permits, options: GatewayOptions, version: str, admission: Sequence[Middleware]
+    catalog: Catalog,
+    permits: Permits,
+    options: GatewayOptions,
+    openai: _OpenAIAdapters,
+    version: str,
+    admission: Sequence[Middleware],
 ) -> list[Route]:
     """Text Generation Inference's native API."""
     limits, model = options.limits, catalog.default_name
+    root = NativeAdapter("any", limits, model)
+    bare = [ModelOptional(adapter, model) for adapter in openai]
 
     def generates(path: str, adapter: Adapter, streams: Literal["never", "asked", "always"]) -> Route:
         endpoint = GenerateNative(adapter, catalog, permits, compute_type=options.compute_type, streams=streams)
         return Route(path, endpoint, methods=["POST"], middleware=admission)
 
     return [
-        generates("/", NativeAdapter("any", limits, model), "asked"),
+        generates("/", root, "asked"),
         generates("/generate", NativeAdapter("whole", limits, model), "never"),
         generates("/generate_stream", NativeAdapter("stream", limits, model), "always"),
         generates("/vertex", VertexAdapter(limits, model), "never"),
-        generates("/invocations", InvocationsAdapter(limits, model), "asked"),
+        generates("/invocations", InvocationsAdapter(root, *bare), "asked"),
         Route("/chat_tokenize", native.chat_tokenize(catalog), methods=["POST"], middleware=admission),
         Route("/info", native.info(catalog, limits, permits, version)),
         Route("/ping", endpoints.health(catalog)),

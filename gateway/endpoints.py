@@ -25,6 +25,7 @@ from gateway.openapi import openapi_body
 from gateway.permits import Permits
 from gateway.record import record_of
 from gateway.streaming import ClientLeft, answer_stream, answer_whole
+from gateway.timing import told_after, told_before
 
 HEALTH_TIMEOUT_S = 5.0
 
@@ -34,12 +35,18 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Generate:
-    """POST of a protocol that generates. An ASGI application itself, so that nothing wraps its stream."""
+    """POST of a protocol that generates. An ASGI application itself, so that nothing wraps its stream.
 
-    def __init__(self, adapter: Adapter, catalog: Catalog, permits: Permits) -> None:
+    `compute_type`: TGI's headers go with answers, and this is what theirs of that name says.
+    """
+
+    def __init__(
+        self, adapter: Adapter, catalog: Catalog, permits: Permits, *, compute_type: str | None = None
+    ) -> None:
         self._adapter = adapter
         self._catalog = catalog
         self._permits = permits
+        self._compute_type = compute_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -52,10 +59,14 @@ class Generate:
                 served = self._catalog.resolve(exchange.requests[0].model)
                 record.model = served.card.name
                 record.max_new_tokens = max_new_tokens(exchange)
+                headers = {} if self._compute_type is None else told_before(exchange, self._compute_type)
                 if exchange.stream:
-                    await answer_stream(exchange, served.engine, record, receive, send)
+                    await answer_stream(exchange, served.engine, record, receive, send, headers)
                     return
-                response = Response(await answer_whole(exchange, served.engine, record, receive), media_type=JSON)
+                answer = await answer_whole(exchange, served.engine, record, receive)
+                if self._compute_type is not None:
+                    headers |= told_after(record)
+                response = Response(answer, headers=headers, media_type=JSON)
         except ClientLeft:
             record.drop()
             return

@@ -5,9 +5,7 @@ A streamed request is always answered with 200: what is wrong with it, from the 
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
 from typing import Literal
 
 from starlette.datastructures import Headers
@@ -16,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.adapter import Adapter, Exchange
-from adapters.tgi import facts_of
+from adapters.raw_json import says_stream
 from adapters.tgi_errors import native_error_body, native_error_frame
 from adapters.tgi_info import info_body
 from adapters.tgi_tokenize import (
@@ -27,7 +25,6 @@ from adapters.tgi_tokenize import (
     parse_native_tokenize,
 )
 from adapters.tgi_types import NativeLimits
-from adapters.tgi_vertex import says_stream
 from engines.errors import HeadraceError
 from gateway.catalog import Catalog
 from gateway.endpoints import JSON, Handler, max_new_tokens, read_body, tokenize_answer
@@ -35,10 +32,7 @@ from gateway.errors import client_error, error_response
 from gateway.permits import Permits
 from gateway.record import RequestRecord, record_of
 from gateway.streaming import ClientLeft, answer_stream, answer_whole, stream_start
-from gateway.timing import stream_headers, whole_headers
-
-_MAX_IGNORED = 16
-_HEADER_SAFE = re.compile(r"[\w.-]{1,64}", re.ASCII)
+from gateway.timing import told_after, told_before
 
 
 class GenerateNative:
@@ -87,21 +81,12 @@ class GenerateNative:
         served = self._catalog.resolve(exchange.requests[0].model)
         record.model = served.card.name
         record.max_new_tokens = max_new_tokens(exchange)
-        facts = facts_of(exchange)
-        headers = _ignored_header(facts.ignored)
+        headers = told_before(exchange, self._compute_type)
         if exchange.stream:
-            headers |= stream_headers(self._compute_type, facts.num_input_chars)
             await answer_stream(exchange, served.engine, record, receive, send, headers)
             return
         body = await answer_whole(exchange, served.engine, record, receive)
-        headers |= whole_headers(record, self._compute_type, facts.num_input_chars)
-        await Response(body, headers=headers, media_type=JSON)(scope, receive, send)
-
-
-def _ignored_header(names: Sequence[str]) -> dict[str, str]:
-    """Which fields of the request nobody looked at."""
-    safe = [name for name in names if _HEADER_SAFE.fullmatch(name)]
-    return {"x-ignored-fields": ", ".join(safe[:_MAX_IGNORED])} if safe else {}
+        await Response(body, headers=headers | told_after(record), media_type=JSON)(scope, receive, send)
 
 
 async def _stream_refusal(refusal: HeadraceError, send: Send) -> None:

@@ -108,7 +108,9 @@ def _apply(flag: Flag, value: Any, name: str, result: Translation, names: dict[s
 
 def _add_defaults(result: Translation, given: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """TGI's own, for what nobody said in its words or in ours."""
-    result.settings.setdefault("any_model", True)
+    for setting in ("any_model", "tgi_dialect"):
+        if env_name(setting) not in environment:
+            result.settings.setdefault(setting, True)
     sharded = given.get("sharded", environment.get("SHARDED", ""))
     if "tensor_parallel_size" not in result.settings and env_name("tensor_parallel_size") not in environment:
         num_gpus = 1 if sharded and not _is_true(sharded) else visible_gpus(environment)

@@ -76,6 +76,7 @@ def _options(plan: ServePlan) -> GatewayOptions:
             max_client_batch_size=server.max_client_batch_size,
             keep_stop=server.keep_stop,
         ),
+        tgi_dialect=server.tgi_dialect,
         compute_type=server.compute_type,
         responses_path=server.responses_path or plan.responses_path,
         responses_max_bytes=server.responses_max_bytes,

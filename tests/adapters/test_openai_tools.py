@@ -31,12 +31,14 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
         ({"tool_choice": "auto", "parallel_tool_calls": True}, (F, G), ToolChoice()),
         ({"tool_choice": "required"}, (F, G), ToolChoice("required")),
         ({"tool_choice": NAMED, "parallel_tool_calls": False}, (F, G), ToolChoice("named", "g", parallel=False)),
+        ({"tool_choice": "g"}, (F, G), ToolChoice("named", "g")),
+        ({"tool_choice": {"function": {"name": "g"}}}, (F, G), ToolChoice("named", "g")),
         ({"tool_choice": "none"}, None, ToolChoice("none")),
         ({"tool_choice": allowed("required", "f")}, (F,), ToolChoice("required")),
         ({"tools": []}, None, ToolChoice()),
         ({"tools": None, "tool_choice": "auto"}, None, ToolChoice()),
     ],
-    ids=["default", "auto", "required", "named", "none", "allowed", "no tools", "null"],
+    ids=["default", "auto", "required", "named", "by name", "TGI's", "none", "allowed", "no tools", "null"],
 )
 def test_tools_and_the_choice_among_them_reach_the_engine(fields: dict[str, Any], tools: Any, choice: ToolChoice):
     (request,) = chat(**({"tools": [F, G]} | fields)).requests
@@ -52,7 +54,7 @@ def test_tools_and_the_choice_among_them_reach_the_engine(fields: dict[str, Any]
         ({"tool_choice": NAMED}, "tool_choice.function.name"),
         ({"tools": [F], "tool_choice": NAMED}, "tool_choice.function.name"),
         ({"tools": [F], "tool_choice": allowed("auto", "x")}, "tool_choice.allowed_tools.tools[0].function.name"),
-        ({"tools": [F], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [F], "tool_choice": "maybe"}, "tool_choice.function.name"),
         ({"tools": [F], "tool_choice": {"type": "custom"}}, "tool_choice"),
         ({"tools": [F, F]}, "tools[1].function.name"),
         ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),

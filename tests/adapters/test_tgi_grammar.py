@@ -13,7 +13,7 @@ from adapters.wire import parse_body
 from engines.api import JsonObject, JsonSchema, Regex
 from engines.errors import InvalidRequest
 
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 
 
 def native(grammar: object):
@@ -43,6 +43,34 @@ def chat(response_format: object):
 def test_both_routes_read_tgis_shapes(grammar, form):
     assert native(grammar).form == form
     assert chat(grammar).form == form
+
+
+@pytest.mark.parametrize(
+    ("schema", "read"),
+    [
+        ({"properties": {"a": {}}}, {"properties": {"a": {}}, "additionalProperties": False}),
+        ({"properties": {}, "additionalProperties": True}, None),
+        ({"type": "object"}, None),
+        ({"properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}, None),
+        ({"const": {"properties": {}}}, None),
+        (
+            {"$defs": {"d": {"properties": {"properties": {"type": "string"}}}}, "items": {"$ref": "#/$defs/d"}},
+            {
+                "$defs": {"d": {"properties": {"properties": {"type": "string"}}, "additionalProperties": False}},
+                "items": {"$ref": "#/$defs/d"},
+            },
+        ),
+    ],
+    ids=["listed", "said", "free", "composed", "a value", "nested"],
+)
+def test_an_object_that_lists_its_properties_has_no_others_unless_it_says_so(schema, read):
+    assert native({"type": "json", "value": schema}).form == JsonSchema(read or schema)
+
+
+def test_openais_schemas_are_read_as_they_stand():
+    schema = {"type": "object", "properties": {"a": {}}}
+    form = chat({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}).form
+    assert form == JsonSchema(schema, "n")
 
 
 def test_no_grammar_is_no_constraint():

@@ -69,7 +69,7 @@ def test_defaults_are_those_of_the_original():
     server = loaded.server
     assert (server.host, server.port, server.max_concurrent_requests) == ("0.0.0.0", 3000, 128)
     assert (server.max_body_bytes, server.shutdown_timeout_s) == (2_000_000, 90.0)
-    assert (server.cors_allow_origin, server.any_model) == (("*",), True)
+    assert (server.cors_allow_origin, server.any_model, server.tgi_dialect) == (("*",), True, True)
     assert (server.max_best_of, server.max_stop_sequences, server.max_top_n_tokens) == (2, 4, 5)
 
 

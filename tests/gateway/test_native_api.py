@@ -155,6 +155,23 @@ async def test_invocations_are_told_apart_by_their_keys(fields: Any, key: str):
     assert key in (answer[0] if isinstance(answer, list) else answer)
 
 
+async def test_openai_routes_carry_tgis_headers_under_its_dialect_alone():
+    chat = {"messages": [{"role": "user", "content": "Hi there"}], "max_tokens": 3, "frobnicate": 1}
+    app = await echo_app(any_model=True, tgi_dialect=True, compute_type="cpu")
+    told = (await post(app, "/v1/chat/completions", chat).run()).headers
+    assert (told["x-compute-type"], told["x-compute-characters"], told["x-ignored-fields"]) == (
+        "cpu",
+        "8",
+        "frobnicate",
+    )
+    assert (told["x-generated-tokens"], "x-total-time" in told) == ("3", True)
+    stream = (await post(app, "/v1/completions", {"prompt": "abc", "stream": True}).run()).headers
+    assert (stream["x-compute-characters"], "x-total-time" in stream) == ("3", False)
+    del chat["frobnicate"]
+    plain = (await post(await echo_app(any_model=True), "/v1/chat/completions", chat).run()).headers
+    assert not any(name.startswith("x-compute") for name in plain)
+
+
 async def test_info_tells_the_model_and_the_limits():
     info = (await Call(await echo_app(max_concurrent_requests=7), path="/info").run()).json()
     assert (info["model_id"], info["max_total_tokens"], info["max_concurrent_requests"]) == ("echo", 8192, 7)
