@@ -60,6 +60,7 @@ ROWS = (
     honoured("output_config.effort", "low", _longer_prompt),
     honoured("output_config.format", {"type": "json_schema", "schema": {"const": "xyz"}}, _is_object),
     honoured("chat_template_kwargs", {"shown": "x"}, _longer_prompt),
+    honoured("watermark", {"scheme": "green_list", "key": "k", "delta": 10.0}, note="True, or the mark's settings."),
     no_effect("cache_control", {"type": "ephemeral"}),
     no_effect("metadata", {"user_id": "x"}),
     no_effect("service_tier", "auto"),

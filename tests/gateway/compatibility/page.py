@@ -22,7 +22,8 @@ tried: a test sends the field to a real model over HTTP.
   such as null.
 
 A field that stands nowhere here is refused by name as well, except on TGI's native routes, which take unknown fields as
-TGI does and name them in the header `x-ignored-fields`. Null always means absent.
+TGI does and name them in the header `x-ignored-fields`; with `--tgi-dialect`, which `headrace launch` sets, those of
+`/v1/chat/completions` and `/v1/completions` do so too. Null always means absent.
 
 The peers are vLLM 0.33, SGLang 0.5.23 and Text Generation Inference 3.3.7, by their source and with the OpenAI protocol
 as each has it. **if enabled**: by a flag, or with some models alone. **ignored**: accepted in silence. **another
