@@ -21,6 +21,7 @@ from benchmarks.gpu.timing import num_copies
 from engines.native.kernels import reference, triton_quantize
 from engines.native.kernels.quantized import Product
 from engines.native.kernels.triton_gemv import GemvConfig
+from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
 from engines.native.kernels.triton_quantized import make_product
@@ -35,14 +36,6 @@ from engines.native.quantization.weight import QuantizedWeight
 Run = Callable[[Tensor, QuantizedWeight], Tensor]
 
 BATCHES = (1, 8, 64, 256, 2048)
-WORD_GEMV = [
-    GemvConfig(4, 4096),
-    GemvConfig(8, 4096),
-    GemvConfig(8, 2048, 2),
-    GemvConfig(16, 1024),
-    GemvConfig(32, 1024),
-    GemvConfig(8, 1024, 1),
-]
 BYTE_GEMV = [
     GemvConfig(4, 2048),
     GemvConfig(4, 4096, 8),
@@ -73,6 +66,31 @@ TILES = {
         LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
     ],
 }
+INT4_TILES = {
+    1: [
+        LinearConfig(16, 64, 128, split_k=4, num_stages=5),
+        LinearConfig(16, 64, 256, split_k=2, num_stages=4),
+        LinearConfig(16, 64, 256, split_k=4, num_stages=3),
+        LinearConfig(16, 64, 128, num_stages=6),
+        LinearConfig(16, 64, 256, num_stages=4),
+        LinearConfig(16, 32, 256, num_warps=2, num_stages=4),
+        LinearConfig(16, 128, 128, num_warps=8, num_stages=4),
+    ],
+    64: [
+        LinearConfig(64, 64, 128, num_stages=4),
+        LinearConfig(64, 64, 128, split_k=2),
+        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
+        LinearConfig(64, 64, 256, num_stages=3),
+        LinearConfig(32, 64, 128),
+    ],
+    256: [
+        LinearConfig(128, 128, 128, num_warps=8, num_stages=3),
+        LinearConfig(128, 64, 128, num_stages=3),
+        LinearConfig(256, 64, 64, num_stages=4),
+        LinearConfig(256, 128, 64, num_warps=8, num_stages=3),
+    ],
+}
+INT4_TILES[8] = INT4_TILES[1]
 
 
 def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
@@ -102,7 +120,7 @@ def _build(kind: str, m: int, n: int, k: int, run: Run, checked: bool, warm: boo
 
 
 def _build_fused(kind: str, n: int, k: int, gated: bool, config: GemvConfig | None, apart: bool, warm: bool) -> Built:
-    copies = 1 if warm else num_copies(int(n * k * (0.57 if kind == "int4" else 1.0)))
+    copies = 1 if warm else num_copies(n * k)
     _, weights = _weights(kind, n, k, copies)
     x, residual = torch.randn(2, 1, k, device="cuda", dtype=torch.bfloat16)
     norm = torch.rand(k, device="cuda", dtype=torch.bfloat16)
@@ -152,17 +170,20 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
     yield "ops", chosen
     if kind in TABLES:
         return
-    in_words = kind == "int4"
+    if kind == "int4":
+        for config in INT4_TILES.get(m, []):
+            yield _label(config), lambda x, weight, config=config: int4_linear(x, weight, pdl=True, config=config)
+        if m >= 64:
+            yield "dequantize+cublas", lambda x, w: functional.linear(x, triton_quantize.dequantize(w, x.dtype))
+        return
     if m == 1:
-        for config in WORD_GEMV if in_words else BYTE_GEMV:
+        for config in BYTE_GEMV:
             for each in (config, replace(config, pdl=False)):
                 yield (
                     _label(each),
                     lambda x, weight, each=each: quantized_gemv(x, weight, pdl=True, config=each)[0],
                 )
     for config in TILES.get(m, []):
-        if in_words and config.block_k < 128:
-            continue
         yield _label(config), lambda x, weight, config=config: quantized_linear(x, weight, pdl=True, config=config)
     if m >= 64:
         yield "dequantize+cublas", lambda x, w: functional.linear(x, triton_quantize.dequantize(w, x.dtype))
@@ -178,11 +199,10 @@ def _label(config: GemvConfig | LinearConfig) -> str:
 
 def _fused_cases(kind: str, name: str, n: int, k: int, num_bytes: float) -> Iterator[Case]:
     gated = name == "gate_up"
-    configs = WORD_GEMV if kind == "int4" else BYTE_GEMV
     for label, config, apart in [
         ("ops", None, False),
         ("apart", None, True),
-        *((_label(c), c, False) for c in configs),
+        *((_label(c), c, False) for c in BYTE_GEMV),
     ]:
         yield Case("quant", f"{kind}+norm", f"{name} M1", label, num_bytes, 2.0 * n * k,
                    functools.partial(_build_fused, kind, n, k, gated, config, apart),
@@ -209,5 +229,5 @@ def cases() -> Iterator[Case]:
                 if kind == "int4" and m <= 256:
                     yield Case("quant", kind, f"{name} M{m}", "tinygemm", num_bytes, flops,
                                functools.partial(_build_tinygemm, m, n, k))  # fmt: skip
-                if m == 1 and name in ("qkv", "gate_up") and kind != "nf4":
+                if m == 1 and name in ("qkv", "gate_up") and kind in ("fp8", "int8"):
                     yield from _fused_cases(kind, name, n, k, num_bytes)

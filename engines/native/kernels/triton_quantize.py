@@ -129,8 +129,9 @@ def _dequantize_kernel(
     release_successor(PDL)
     wait_for_predecessor(PDL)
     if WORDS:
-        words = tl.load(codes_ptr + row * (K // 8) + columns // 32 * 4 + columns % 4, mask=mask, other=0)
-        values = ((words >> (columns % 32 // 4 * 4)) & 15).to(tl.float32) - 8.0
+        words = tl.load(codes_ptr + row * (K // 8) + columns // 32 * 4 + columns % 8 // 2, mask=mask, other=0)
+        nibble = columns % 2 * 4 + columns // 16 % 2 * 2 + columns // 8 % 2
+        values = ((words >> (nibble * 4)) & 15).to(tl.float32) - 8.0
     else:
         values = tl.load(codes_ptr + row * K + columns, mask=mask, other=0.0).to(tl.float32)
     group = row * (K // GROUP) + columns // GROUP

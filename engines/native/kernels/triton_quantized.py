@@ -1,9 +1,9 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
-One token has products that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that dequantize in
-registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that have it (torch._scaled_mm), and
-otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion. nf4 and fp4 are bitsandbytes' own
-products throughout.
+One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that
+dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that have it
+(torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion. nf4 and fp4
+are bitsandbytes' own products throughout.
 """
 
 # torch's product of e4m3 matrices has no public name.
@@ -21,6 +21,7 @@ from torch.nn import functional
 from engines.native.kernels import triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product
+from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
 from engines.native.quantization.bitsandbytes import TABLES, load_library
@@ -48,24 +49,29 @@ class TritonProduct(Product):
     pdl: bool
     scaled_mm: bool
 
+    @property
+    def in_bytes(self) -> bool:
+        return self.weight.format.codes_per_item == 1
+
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.weight.codes, self.weight.scales, self.weight.offsets) if t is not None]
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         num_tokens = x.shape[0]
-        if num_tokens == 1:
+        if num_tokens == 1 and self.in_bytes:
             return quantized_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
         if self.scaled_mm and num_tokens > SCALED_MM_ROWS:
             codes, scales, _ = triton_quantize.quantize_tokens(x, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, out_dtype)
         if num_tokens <= TILE_ROWS:
-            return quantized_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
+            tiles = quantized_linear if self.in_bytes else int4_linear
+            return tiles(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_quantize.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
 
     def norm_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
                     bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if x.shape[0] == 1:
+        if x.shape[0] == 1 and self.in_bytes:
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl
             )
@@ -77,18 +83,18 @@ class TritonProduct(Product):
     def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
                           bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         num_tokens = x.shape[0]
-        if num_tokens == 1:
+        if num_tokens == 1 and self.in_bytes:
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
             )
-        has_gated_tiles = self.weight.format.codes_per_item == 1
-        if not has_gated_tiles or num_tokens > SCALED_MM_ROWS:
+        if num_tokens > SCALED_MM_ROWS:
             return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
         if residual is None:
             normed, total = ops.rms_norm(x, norm_weight, eps), x
         else:
             normed, total = ops.add_rms_norm(x, residual, norm_weight, eps)
-        return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total
+        tiles = quantized_linear if self.in_bytes else int4_linear
+        return tiles(normed, self.weight, bias, gated=True, pdl=self.pdl), total
 
     def _scaled(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype,
                 out_dtype: torch.dtype | None) -> Tensor:  # fmt: skip

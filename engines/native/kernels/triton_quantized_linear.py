@@ -1,12 +1,12 @@
-"""Linear layers for a handful of tokens up to some tiles of them, over weights of 8 and of 4 bits.
+"""Linear layers for a handful of tokens up to some tiles of them, over weights of 8 bits.
 
 x [M, K] times weight [N, K] transposed on the matrix units. The weight is the first operand, dequantized in registers
 on its way there, and tokens are the columns: out^T = W x^T. A scale for a whole row waits for the end; scales of groups
 are applied to the weight, rounded to x's dtype as a dequantized weight would be. K may be cut over several blocks
 (split-K); partial sums meet in float32 and are added in their fixed order by the last block to arrive.
 
-Ours, because torch's int8 and tinygemm kernels are slower beyond one token than its plain product is beyond 16, and
-know no e4m3 weights beside 16-bit activations (benchmarks/gpu/cases_quant times them).
+Ours, because torch's int8 kernel is slower beyond one token than its plain product is beyond 16, and it knows no e4m3
+weights beside 16-bit activations (benchmarks/gpu/cases_quant times them).
 The plain PyTorch twin is a product with QuantizedWeight.dequantize.
 """
 
@@ -35,51 +35,8 @@ from engines.native.kernels.triton_launch import (
     wait_for_predecessor,
 )
 from engines.native.kernels.triton_linear import LinearConfig
+from engines.native.kernels.triton_split_k import finish_transposed
 from engines.native.quantization.weight import QuantizedWeight
-
-
-@triton.jit
-def _finish(
-    acc,
-    up,
-    bias_ptr,
-    out_ptr,
-    partial_ptr,
-    arrived,
-    features,
-    tokens,
-    M,
-    N,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    GATED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """acc and up [BLOCK_N, BLOCK_M] of this split to outputs [M, N], by the last split to arrive."""
-    if SPLIT_K > 1:
-        flat = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        cells = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        partials = partial_ptr + flat.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N) + cells
-        used = (tokens < M)[None, :]
-        tl.store(partials + tl.program_id(1) * (BLOCK_M * BLOCK_N), acc, mask=used)
-        # The barrier puts every thread's stores before thread 0's release.
-        tl.debug_barrier()
-        if tl.atomic_add(arrived + flat, 1, sem="acq_rel") < SPLIT_K - 1:
-            return
-        tl.store(arrived + flat, 0)
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        for other in tl.static_range(SPLIT_K):
-            acc += tl.load(partials + other * (BLOCK_M * BLOCK_N), mask=used, other=0.0, cache_modifier=".cg")
-    if HAS_BIAS:
-        acc += tl.load(bias_ptr + features, mask=features < N, other=0.0).to(tl.float32)[:, None]
-    if GATED:
-        if HAS_BIAS:
-            up += tl.load(bias_ptr + N + features, mask=features < N, other=0.0).to(tl.float32)[:, None]
-        acc = acc * tl.sigmoid(acc) * up
-    mask = (features < N)[:, None] & (tokens < M)[None, :]
-    cells = tokens.to(tl.int64)[None, :] * N + features[:, None]
-    tl.store(out_ptr + cells, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -230,77 +187,8 @@ def _byte_linear_kernel(
         acc *= tl.load(scale_ptr + rows).to(tl.float32)[:, None]
         if GATED:
             up *= tl.load(scale_ptr + up_rows).to(tl.float32)[:, None]
-    _finish(acc, up, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N, SPLIT_K, GATED,
-            HAS_BIAS)  # fmt: skip
-
-
-@triton.jit
-def _words_tile(words, scales, offsets, SHIFT: tl.constexpr, dtype):
-    """One nibble of each word, dequantized."""
-    return (((words >> SHIFT) & 15).to(tl.float32) * scales + offsets).to(dtype)
-
-
-@kernel(varying=["M"])
-def _word_linear_kernel(
-    x_ptr,  # [M, K]
-    weight_ptr,  # int32 words [N, K / 8], or [2 * N, K / 8] if GATED
-    scale_ptr,  # [N or 2 * N, K / GROUP]
-    offset_ptr,  # the same, unused without HAS_OFFSETS
-    bias_ptr,
-    out_ptr,  # [M, N]
-    partial_ptr,  # [tiles, SPLIT_K, BLOCK_N, BLOCK_M] float32, unused with SPLIT_K == 1
-    arrived,
-    M,
-    N,
-    K,
-    x_stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_W: tl.constexpr,  # words at a time
-    GROUP: tl.constexpr,
-    HAS_OFFSETS: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    NUM_STAGES: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PREFETCH_WORDS: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Grid: (cdiv(N, BLOCK_N), SPLIT_K, cdiv(M, BLOCK_M)). A nibble of BLOCK_W words is one product."""
-    tile, split = tl.program_id(0), tl.program_id(1)
-    tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_words = K // 8
-    words_per_split = tl.cdiv(tl.cdiv(row_words, SPLIT_K), BLOCK_W) * BLOCK_W
-    first_word = split * words_per_split
-    release_successor(PDL)
-    if PDL and PREFETCH_WORDS > 0:
-        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_word, row_words, BLOCK_N, PREFETCH_WORDS)
-    wait_for_predecessor(PDL)
-
-    rows = tl.minimum(features, N - 1).to(tl.int64)
-    groups = K // GROUP
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    last_word = tl.minimum(first_word + words_per_split, row_words)
-    x_rows = x_ptr + tokens.to(tl.int64)[:, None] * x_stride
-    used = (tokens < M)[:, None]
-    for start in tl.range(first_word, last_word, BLOCK_W, num_stages=NUM_STAGES):
-        at = start + tl.arange(0, BLOCK_W)
-        in_range = (at < row_words)[None, :]
-        words = tl.load(weight_ptr + rows[:, None] * row_words + at[None, :], mask=in_range, other=0)
-        group = rows[:, None] * groups + (at * 8 // GROUP)[None, :]
-        scales = tl.load(scale_ptr + group, mask=in_range, other=0.0).to(tl.float32)
-        offsets = -8.0 * scales
-        if HAS_OFFSETS:
-            offsets += tl.load(offset_ptr + group, mask=in_range, other=0.0).to(tl.float32)
-        columns = x_rows + (at // 4 * 32 + at % 4)[None, :]
-        mask = used & in_range
-        for nibble in tl.static_range(8):
-            x = tl.load(columns + 4 * nibble, mask=mask, other=0.0)
-            acc = tl.dot(
-                _words_tile(words, scales, offsets, 4 * nibble, x.dtype), tl.trans(x), acc, input_precision="ieee"
-            )
-    _finish(acc, acc, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N, SPLIT_K, False,
-            HAS_BIAS)  # fmt: skip
+    finish_transposed(acc, up, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N,
+                      SPLIT_K, GATED, HAS_BIAS)  # fmt: skip
 
 
 def quantized_linear(
@@ -315,21 +203,24 @@ def quantized_linear(
 ) -> Tensor:
     """x [M, K] times the weight [N, K] transposed, plus bias [N]; returns [M, N].
 
-    gated, for weights of 8 bits: the weight is [2 * N, K] and the result silu_and_mul of the product. As
-    triton_linear.linear otherwise; rows of x may be strided. K is a multiple of 16, for int4 of 32.
+    gated: the weight is [2 * N, K] and the result silu_and_mul of the product. As triton_linear.linear otherwise; rows
+    of x may be strided. K is a multiple of 16.
     """
     (num_tokens, k), rows = x.shape, weight.num_rows
-    in_words = weight.format.name == "int4"
     n = rows // 2 if gated else rows
-    config = config or choose_config(num_tokens, n, k, in_words, gated)
+    config = config or choose_config(num_tokens, n, k, gated)
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
     tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
     split_k = config.split_k
     assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
     partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
     partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
-    grid = (tiles_n, split_k, tiles_m)
-    after = (
+    prefetch = config.prefetch_bytes // (rows // n * config.block_n * weight.codes.element_size())
+    _byte_linear_kernel(
+        (tiles_n, split_k, tiles_m),
+        x,
+        weight.codes,
+        weight.scales,
         weight.codes if bias is None else bias,
         out,
         partial,
@@ -338,56 +229,27 @@ def quantized_linear(
         n,
         k,
         x.stride(0),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP=weight.group_size if weight.scales.shape[1] > 1 else 0,
+        SPLIT_K=split_k,
+        EVEN_K=k % (config.block_k * split_k) == 0,
+        NUM_STAGES=config.num_stages,
+        GATED=gated,
+        HAS_BIAS=bias is not None,
+        ASM=x.is_cuda and x.dtype == torch.bfloat16,
+        PREFETCH_K=prefetch,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        pdl=can_launch_early(x, pdl and config.pdl),
     )
-    prefetch = config.prefetch_bytes // (rows // n * config.block_n * weight.codes.element_size())
-    common = {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "SPLIT_K": split_k,
-        "NUM_STAGES": config.num_stages,
-        "HAS_BIAS": bias is not None,
-        "num_warps": config.num_warps,
-        "num_stages": config.num_stages,
-        "pdl": can_launch_early(x, pdl and config.pdl),
-    }
-    if in_words:
-        assert not gated
-        _word_linear_kernel(
-            grid,
-            x,
-            weight.codes,
-            weight.scales,
-            weight.scales if weight.offsets is None else weight.offsets,
-            *after,
-            BLOCK_W=config.block_k // 8,
-            GROUP=weight.group_size,
-            HAS_OFFSETS=weight.offsets is not None,
-            PREFETCH_WORDS=prefetch,
-            **common,
-        )
-    else:
-        _byte_linear_kernel(
-            grid,
-            x,
-            weight.codes,
-            weight.scales,
-            *after,
-            BLOCK_K=config.block_k,
-            GROUP=weight.group_size if weight.scales.shape[1] > 1 else 0,
-            EVEN_K=k % (config.block_k * split_k) == 0,
-            GATED=gated,
-            ASM=x.is_cuda and x.dtype == torch.bfloat16,
-            PREFETCH_K=prefetch,
-            **common,
-        )
     return out
 
 
 @functools.cache
-def choose_config(num_tokens: int, n: int, k: int, in_words: bool, gated: bool) -> LinearConfig:
+def choose_config(num_tokens: int, n: int, k: int, gated: bool) -> LinearConfig:
     """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns."""
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
     split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
-    if in_words:
-        return LinearConfig(block_m, 64, 256, split_k=split_k, num_stages=3, pdl=n * k <= 2**25)
     return LinearConfig(block_m, 64, 128, split_k=split_k, num_stages=4 if gated else 5, pdl=n * k <= 2**25)

@@ -2,9 +2,9 @@
 
 Also the form in which GPTQ, AWQ, W4A16 checkpoints and GGUF's 4-bit types are kept: all are affine in their codes.
 
-Layout: a 32-bit word holds eight codes, and four consecutive words hold 32 consecutive columns. Nibble i of word j has
-column 4 * i + j of its 32, so that a kernel that takes nibble i of four words at once needs four neighbouring columns
-of x, and unpacking moves nothing between threads.
+Layout: a 32-bit word holds eight codes, and four consecutive words hold 32 consecutive columns, in the order that a
+GPU's matrix units take: nibble i of word j has column 16 * (i // 2 % 2) + 8 * (i % 2) + 2 * j + i // 4 of its 32. Two
+neighbouring columns are 16 bits apart, where one instruction reaches both.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ _SHRINKS = tuple(1.0 - step / 20 for step in range(9))  # of a group's range: ou
 
 def pack_words(codes: Tensor) -> Tensor:
     """[N, K] integers of 0 to 15, K a multiple of 32, to int32 words [N, K / 8]."""
-    nibbles = codes.to(torch.int32).view(codes.shape[0], -1, _NIBBLES, _WORDS)
-    words = torch.zeros(nibbles.shape[0], nibbles.shape[1], _WORDS, dtype=torch.int32, device=codes.device)
-    for nibble in range(_NIBBLES):
-        words |= nibbles[:, :, nibble] << (4 * nibble)
+    columns = codes.to(torch.int32).unflatten(1, (-1, 2, 2, _WORDS, 2))  # i // 2 % 2, i % 2, j, i // 4
+    nibbles = columns.permute(5, 2, 3, 0, 1, 4).flatten(0, 2)
+    words = torch.zeros(nibbles.shape[1:], dtype=torch.int32, device=codes.device)
+    for i, nibble in enumerate(nibbles):
+        words |= nibble << (4 * i)
     return words.flatten(1)
 
 
@@ -35,7 +36,8 @@ def unpack_words(words: Tensor) -> Tensor:
     """int32 words [N, K / 8] to int32 codes [N, K] of 0 to 15."""
     chunks = words.view(words.shape[0], -1, 1, _WORDS)
     shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=words.device).view(1, 1, _NIBBLES, 1)
-    return ((chunks >> shifts) & 15).flatten(1)
+    nibbles = ((chunks >> shifts) & 15).unflatten(2, (2, 2, 2))  # [N, chunks, i // 4, i // 2 % 2, i % 2, j]
+    return nibbles.permute(0, 1, 3, 4, 5, 2).flatten(1)
 
 
 def _decode(words: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_quantize
 from engines.native.kernels.triton_gemv import GemvConfig
+from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_launch import arrival_counters
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
@@ -50,7 +51,7 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected.to(got.dtype), atol=tolerance, rtol=tolerance)
 
 
-@FORMATS
+@pytest.mark.parametrize("kind", ["int8", "fp8", "int8 groups", "fp8 blocks"])
 @pytest.mark.parametrize("config", [GemvConfig(8, 64), None], ids=["small blocks", "chosen"])
 def test_product_of_one_token_with_all_that_it_takes_along(
     kind: str, config: GemvConfig | None, device: torch.device, dtype: torch.dtype
@@ -76,7 +77,7 @@ def test_product_of_one_token_with_all_that_it_takes_along(
 @FORMATS
 @pytest.mark.parametrize("num_tokens", [3, 20])
 @pytest.mark.parametrize(
-    "config", [LinearConfig(16, 32, 128), LinearConfig(16, 16, 128, split_k=2), None], ids=["whole", "split", "chosen"]
+    "config", [LinearConfig(16, 32, 128), LinearConfig(16, 16, 64, split_k=2), None], ids=["whole", "split", "chosen"]
 )
 def test_product_of_few_tokens(
     kind: str, num_tokens: int, config: LinearConfig | None, device: torch.device, dtype: torch.dtype
@@ -85,9 +86,10 @@ def test_product_of_few_tokens(
     x = torch.randn(num_tokens, COLUMNS, device=device).to(dtype)
     bias = torch.randn(2 * ROWS, device=device).to(dtype)
     expected = reference.linear(x, weight.dequantize(dtype), bias)
-    assert_close(quantized_linear(x, weight, bias, config=config), expected)
-    if weight.format is not INT4 and (config is None or config.split_k == 1):
-        assert_close(quantized_linear(x, weight, bias, gated=True, config=config), reference.silu_and_mul(expected))
+    linear = int4_linear if weight.format is INT4 else quantized_linear
+    assert_close(linear(x, weight, bias, config=config), expected)
+    if config is None or config.split_k == 1:
+        assert_close(linear(x, weight, bias, gated=True, config=config), reference.silu_and_mul(expected))
     assert not arrival_counters(device).any()
 
 

@@ -81,10 +81,10 @@ def test_words_hold_every_code(codes: list[int]) -> None:
     assert torch.equal(unpack(pack(tensor)).long(), tensor)
 
 
-def test_nibble_i_of_word_j_holds_column_4i_plus_j() -> None:
+def test_words_are_in_the_order_of_the_matrix_units() -> None:
     codes = torch.zeros(1, 32, dtype=torch.int64)
-    codes[0, 4 * 5 + 2] = 9
-    assert pack_words(codes).tolist() == [[0, 0, 9 << 20, 0]]
+    codes[0, 16 + 2 * 2], codes[0, 16 + 2 * 2 + 1], codes[0, 8 + 2 * 3] = 9, 7, 5
+    assert pack_words(codes).tolist() == [[0, 0, 9 << 8 | 7 << 24, 5 << 4]]
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])

@@ -1,0 +1,282 @@
+"""Linear layers over 4-bit weights, for one token up to some tiles of them.
+
+x [M, K] times weight [N, K] transposed on the matrix units. The weight is the first operand and is dequantized in the
+registers that it is multiplied from: out^T = W x^T. K may be cut over several blocks (split-K); partial sums meet in
+float32 and are added in their fixed order by the last block to arrive.
+
+The order of codes within a chunk of words (int4.py) is that of the matrix units: a thread's words hold just the codes
+that it feeds to them, so nothing moves between threads. A bfloat16 of 128 has seven bits of mantissa below it, of which
+a nibble takes four: one instruction makes 128 + code out of the two codes that are 16 bits apart in a word, two more
+the weights, whose scales are rounded to bfloat16 for that.
+
+Ours, because torch's tinygemm is slower beyond one token than its plain product is beyond 16
+(benchmarks/gpu/cases_quant times it). The plain PyTorch twin is a product with QuantizedWeight.dequantize.
+"""
+
+# Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engines.native.kernels.triton_kernel import kernel
+from engines.native.kernels.triton_launch import (
+    ARRIVAL_COUNTERS,
+    arrival_counters,
+    can_launch_early,
+    div_ceil,
+    prefetch_weights,
+    release_successor,
+    wait_for_predecessor,
+)
+from engines.native.kernels.triton_linear import LinearConfig
+from engines.native.kernels.triton_split_k import finish_transposed
+from engines.native.quantization.weight import QuantizedWeight
+
+
+@triton.jit
+def _code_pairs(words):
+    """Four tensors of words: 128 + nibble i and 128 + nibble i + 4 in bfloat16, in the lower and the upper half."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 word;
+        lop3.b32 $0, $4, 0x000f000f, 0x43004300, 0xea;
+        shr.u32 word, $4, 4;
+        lop3.b32 $1, word, 0x000f000f, 0x43004300, 0xea;
+        shr.u32 word, $4, 8;
+        lop3.b32 $2, word, 0x000f000f, 0x43004300, 0xea;
+        shr.u32 word, $4, 12;
+        lop3.b32 $3, word, 0x000f000f, 0x43004300, 0xea;
+        }""",
+        "=&r,=&r,=&r,=r,r",
+        [words],
+        dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _two_codes(words, NIBBLE: tl.constexpr):
+    """Nibbles NIBBLE and NIBBLE + 4 of each word along a new last dimension."""
+    return tl.join((words >> (4 * NIBBLE)) & 15, (words >> (4 * NIBBLE + 16)) & 15)
+
+
+@triton.jit
+def _two_bfloat16s(pairs):
+    """The halves of each word along a new last dimension."""
+    lower, upper = pairs.to(tl.int16), (pairs >> 16).to(tl.int16)
+    return tl.join(lower.to(tl.bfloat16, bitcast=True), upper.to(tl.bfloat16, bitcast=True))
+
+
+@triton.jit
+def _scaled(codes, scales, offsets):
+    """(codes - 136) * scales + offsets, two at a time."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 code, middle;
+        mov.b32 middle, 0x43084308;
+        sub.rn.bf16x2 code, $1, middle;
+        fma.rn.bf16x2 $0, code, $2, $3;
+        }""",
+        "=r,r,r,r",
+        [codes, scales, offsets],
+        dtype=tl.bfloat16,
+        is_pure=True,
+        pack=2,
+    )
+
+
+@triton.jit
+def _weight_tile(words, scales, offsets, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ASM: tl.constexpr, dtype):
+    """Words [BLOCK_N, BLOCK_K / 8] and their groups' scales and offsets [BLOCK_N, groups] to weights [.., BLOCK_K]."""
+    if ASM:
+        p0, p1, p2, p3 = _code_pairs(words)
+        low = tl.join(_two_bfloat16s(p0), _two_bfloat16s(p1))
+        high = tl.join(_two_bfloat16s(p2), _two_bfloat16s(p3))
+    else:
+        low = tl.join(_two_codes(words, 0), _two_codes(words, 1))
+        high = tl.join(_two_codes(words, 2), _two_codes(words, 3))
+    codes = tl.join(low, high)  # [BLOCK_N, words, nibble // 4, nibble % 2, nibble // 2 % 2]
+    codes = tl.reshape(codes, (BLOCK_N, BLOCK_K // 32, 4, 2, 2, 2))
+    codes = tl.reshape(tl.permute(codes, (0, 1, 5, 4, 2, 3)), (BLOCK_N, BLOCK_K))
+    groups: tl.constexpr = scales.shape[1]
+    shape: tl.constexpr = (BLOCK_N, groups, BLOCK_K // groups)
+    scales = tl.reshape(tl.broadcast_to(scales[:, :, None], shape), (BLOCK_N, BLOCK_K))
+    offsets = tl.reshape(tl.broadcast_to(offsets[:, :, None], shape), (BLOCK_N, BLOCK_K))
+    if ASM:
+        return _scaled(codes, scales.to(tl.bfloat16), offsets.to(tl.bfloat16))
+    else:
+        return ((codes.to(tl.float32) - 8.0) * scales.to(tl.float32) + offsets.to(tl.float32)).to(dtype)
+
+
+@triton.jit
+def _load_tile(weight_ptr, scale_ptr, offset_ptr, rows, words, groups, row_words, row_groups, EVEN: tl.constexpr,
+               HAS_OFFSETS: tl.constexpr):  # fmt: skip
+    """Words, scales and offsets of some rows at some words and groups of theirs."""
+    at = rows[:, None] * row_groups + groups[None, :]
+    if EVEN:
+        tile = tl.load(weight_ptr + rows[:, None] * row_words + words[None, :])
+        scales = tl.load(scale_ptr + at)
+        offsets = tl.load(offset_ptr + at) if HAS_OFFSETS else tl.zeros_like(scales)
+    else:
+        tile = tl.load(
+            weight_ptr + rows[:, None] * row_words + words[None, :], mask=words[None, :] < row_words, other=0
+        )
+        mask = groups[None, :] < row_groups
+        scales = tl.load(scale_ptr + at, mask=mask, other=0.0)
+        offsets = tl.load(offset_ptr + at, mask=mask, other=0.0) if HAS_OFFSETS else tl.zeros_like(scales)
+    return tile, scales, offsets
+
+
+@kernel(varying=["M"])
+def _int4_linear_kernel(
+    x_ptr,  # [M, K]
+    weight_ptr,  # int32 words [N, K / 8], or [2 * N, K / 8] if GATED
+    scale_ptr,  # [N or 2 * N, K / GROUP]
+    offset_ptr,  # the same, unused without HAS_OFFSETS
+    bias_ptr,
+    out_ptr,  # [M, N]
+    partial_ptr,  # [tiles, SPLIT_K, BLOCK_N, BLOCK_M] float32, unused with SPLIT_K == 1
+    arrived,
+    M,
+    N,
+    K,
+    x_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,  # divides BLOCK_K, or the other way round
+    STEP_GROUPS: tl.constexpr,  # groups in BLOCK_K columns, at least 1
+    HAS_OFFSETS: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    EVEN: tl.constexpr,  # BLOCK_K divides K
+    NUM_STAGES: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ASM: tl.constexpr,
+    PREFETCH_WORDS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (cdiv(N, BLOCK_N), SPLIT_K, cdiv(M, BLOCK_M))."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_words = K // 32 * 4
+    row_groups = K // GROUP
+    if EVEN:  # what Triton can tell from this: rows are aligned
+        row_words = K // BLOCK_K * (BLOCK_K // 8)
+        row_groups = K // (STEP_GROUPS * GROUP) * STEP_GROUPS
+    num_steps = tl.cdiv(K, BLOCK_K)
+    first_step = split * tl.cdiv(num_steps, SPLIT_K)
+    last_step = tl.minimum(first_step + tl.cdiv(num_steps, SPLIT_K), num_steps)
+    release_successor(PDL)
+    if PDL and PREFETCH_WORDS > 0:
+        first_word = first_step * (BLOCK_K // 8)
+        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_word, row_words, BLOCK_N, PREFETCH_WORDS)
+        if GATED:
+            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_word, row_words, BLOCK_N, PREFETCH_WORDS)
+    wait_for_predecessor(PDL)
+
+    rows = tl.minimum(features, N - 1).to(tl.int64)
+    x_rows = x_ptr + tokens.to(tl.int64)[:, None] * x_stride
+    used = (tokens < M)[:, None]
+    ks = tl.arange(0, BLOCK_K)
+    ws = tl.arange(0, BLOCK_K // 8)
+    gs = tl.arange(0, STEP_GROUPS)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for step in tl.range(first_step, last_step, num_stages=NUM_STAGES):
+        at = step * BLOCK_K + ks
+        words = step * (BLOCK_K // 8) + ws
+        groups = (step * STEP_GROUPS if GROUP < BLOCK_K else step * BLOCK_K // GROUP) + gs
+        mask = used if EVEN else used & (at < K)[None, :]
+        x = tl.load(x_rows + at[None, :], mask=mask, other=0.0)
+        codes, scales, offsets = _load_tile(
+            weight_ptr, scale_ptr, offset_ptr, rows, words, groups, row_words, row_groups, EVEN, HAS_OFFSETS
+        )
+        weight = _weight_tile(codes, scales, offsets, BLOCK_N, BLOCK_K, ASM, x.dtype)
+        acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
+        if GATED:
+            codes, scales, offsets = _load_tile(
+                weight_ptr, scale_ptr, offset_ptr, rows + N, words, groups, row_words, row_groups, EVEN, HAS_OFFSETS
+            )
+            weight = _weight_tile(codes, scales, offsets, BLOCK_N, BLOCK_K, ASM, x.dtype)
+            up = tl.dot(weight, tl.trans(x), up, input_precision="ieee")
+    finish_transposed(acc, up, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N,
+                      SPLIT_K, GATED, HAS_BIAS)  # fmt: skip
+
+
+def int4_linear(
+    x: Tensor,
+    weight: QuantizedWeight,
+    bias: Tensor | None = None,
+    *,
+    gated: bool = False,
+    out_dtype: torch.dtype | None = None,
+    pdl: bool = False,
+    config: LinearConfig | None = None,
+) -> Tensor:
+    """x [M, K], whose rows may be strided, times the weight [N, K] transposed, plus bias [N]; returns [M, N].
+
+    gated: the weight is [2 * N, K] and the result silu_and_mul of the product. K is a multiple of 32.
+    """
+    num_tokens, (rows, k) = x.shape[0], weight.shape
+    n = rows // 2 if gated else rows
+    config = config or choose_config(num_tokens, n, k, weight.group_size, gated)
+    out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
+    tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
+    split_k = config.split_k
+    assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
+    partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
+    _int4_linear_kernel(
+        (tiles_n, split_k, tiles_m),
+        x,
+        weight.codes,
+        weight.scales,
+        weight.scales if weight.offsets is None else weight.offsets,
+        weight.codes if bias is None else bias,
+        out,
+        torch.empty(partial_size, dtype=torch.float32, device=x.device),
+        arrival_counters(x.device),
+        num_tokens,
+        n,
+        k,
+        x.stride(0),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        GROUP=weight.group_size,
+        STEP_GROUPS=max(config.block_k // weight.group_size, 1),
+        HAS_OFFSETS=weight.offsets is not None,
+        SPLIT_K=split_k,
+        EVEN=k % config.block_k == 0,
+        NUM_STAGES=config.num_stages,
+        GATED=gated,
+        HAS_BIAS=bias is not None,
+        ASM=x.is_cuda and x.dtype == torch.bfloat16,
+        PREFETCH_WORDS=config.prefetch_bytes // (rows // n * 4 * config.block_n),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        pdl=can_launch_early(x, pdl and config.pdl),
+    )
+    return out
+
+
+@functools.cache
+def choose_config(num_tokens: int, n: int, k: int, group_size: int, gated: bool) -> LinearConfig:
+    """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns."""
+    block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
+    split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
+    block_k = 128
+    while block_k % group_size and group_size % block_k:
+        block_k //= 2
+    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=4, pdl=n * k <= 2**25)
