@@ -110,7 +110,8 @@ def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: G
         Route("/health/ready", endpoints.ready(catalog)),
         Route("/version", endpoints.version(version)),
         Route("/metrics", endpoints.prometheus(metrics)),
-        Route("/openapi.json", endpoints.openapi(version)),
+        Route("/docs", endpoints.docs(version)),
+        *(Route(path, endpoints.openapi(version)) for path in ("/openapi.json", "/api-doc/openapi.json")),
     ]
 
 

@@ -19,6 +19,7 @@ from adapters.watermark import detect_body, parse_detect
 from engines.api import Engine, Health
 from engines.errors import HeadraceError
 from gateway.catalog import Catalog
+from gateway.docs_page import docs_page
 from gateway.errors import client_error, error_response
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.openapi import openapi_body
@@ -213,6 +214,13 @@ def version(installed: str) -> Handler:
         return JSONResponse({"version": installed})
 
     return answer
+
+
+def docs(installed: str) -> Handler:
+    async def page(_: Request) -> Response:
+        return Response(docs_page(installed), media_type="text/html; charset=utf-8")
+
+    return page
 
 
 def openapi(installed: str) -> Handler:

@@ -217,6 +217,8 @@ OPERATIONS = (
     _Operation("get", "/version", "The server's version.", _VERSION_SCHEMA),
     _Operation("get", "/metrics", "Prometheus metrics.", {"type": "string"}, media_type="text/plain"),
     _Operation("get", "/openapi.json", "This document.", {"type": "object"}),
+    _Operation("get", "/api-doc/openapi.json", "TGI: this document.", {"type": "object"}),
+    _Operation("get", "/docs", "The routes, for a person to read.", {"type": "string"}, media_type="text/html"),
 )
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any, NoReturn
 
 from config.settings import SettingsError, load_settings
@@ -165,6 +166,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         else:
             action = "append" if flag.kind == "list" else "store"
             parser.add_argument(*words, action=action, metavar="VALUE", **options)
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"text-generation-launcher (headrace {_version()})"
+    )
     parser.add_argument("-e", "--env", dest="env", action="store_true", help="Print what runs this, and go on.")
 
 
@@ -207,9 +211,15 @@ def _in_tgis_words(problem: str) -> str:
     return problem
 
 
+def _version() -> str:
+    try:
+        return metadata.version("headrace")
+    except metadata.PackageNotFoundError:
+        return "0+source"  # run from a checkout that was never installed
+
+
 def _print_environment() -> None:
     import platform
-    from importlib import metadata
 
     print(f"python {platform.python_version()} on {platform.platform()}", file=sys.stderr)
     for package in ("headrace", "torch", "triton", "transformers", "tokenizers"):

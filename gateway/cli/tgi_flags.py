@@ -133,6 +133,8 @@ def truth(value: str) -> bool:
 
 _BY_ITSELF = "the scheduler weighs prefill against decoding by itself, step by step"
 _NO_TRACING = "traces are not exported; see /metrics and the access log"
+_KERNELS = "the kernels that measure fastest are taken"
+_FRACTION = "cuda-memory-fraction says how much of the memory is taken"
 _TUNNEL = "a tunnel to ngrok is not part of this server; run its own client beside it"
 
 FLAGS: tuple[Flag, ...] = (
@@ -210,6 +212,19 @@ VARIABLES: tuple[Flag, ...] = (
     Flag("aip-predict-route", NoEffect("Vertex AI's requests are answered at /vertex; name that as the route")),
     Flag("aip-health-route", NoEffect("Vertex AI's probes are answered at /health; name that as the route")),
     Flag("aip-http-port", Setting("port")),
+    Flag("log-format", NoEffect("the access log is JSON, a line a request, as it is")),
+    Flag("log-colorize", NoEffect("log lines have no colours")),
+    Flag("debug", NoEffect("LOG_LEVEL=debug says more")),
+    Flag("tgi-wiggle-room", NoEffect(_FRACTION)),
+    Flag("xpu-memory-fraction", NoEffect(_FRACTION)),
+    Flag("exllama-version", NoEffect(_KERNELS)),
+    Flag("disable-exllama", NoEffect(_KERNELS)),
+    Flag("use-cutlass-w8a8", NoEffect(_KERNELS)),
+    Flag("rocm-use-flash-attn-v2-triton", NoEffect(_KERNELS)),
+    Flag("rocm-use-custom-paged-attn", NoEffect(_KERNELS)),
+    Flag("rocm-use-skinny-gemm", NoEffect(_KERNELS)),
+    Flag("max-image-fetch-size", NoEffect("no images are fetched: models here read text")),
+    Flag("hf-hub-enable-hf-transfer", NoEffect("the hub's library downloads in parallel by itself")),
 )
 """What TGI reads from the environment alone."""
 

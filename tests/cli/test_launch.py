@@ -128,6 +128,17 @@ def test_what_has_no_effect_is_taken_and_said(flag: Any):
     assert translated(*words).settings == translated().settings
 
 
+@pytest.mark.parametrize("flag", [v for v in VARIABLES if isinstance(v.becomes, NoEffect)], ids=lambda f: f.name)
+def test_variable_without_effect_is_said_too(flag: Any):
+    (note,) = translated(**{flag.variable: "1"}).notes
+    assert note.startswith(f"{flag.variable}: no effect: ")
+
+
+def test_version_is_told_under_the_old_name():
+    run = subprocess.run([sys.executable, "-m", "gateway", "launch", "-V"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout[:34]) == (0, "text-generation-launcher (headrace")
+
+
 @pytest.mark.parametrize(
     "argv",
     [

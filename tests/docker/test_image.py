@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.cli.tgi_flags import FLAGS, Refusal
+from gateway.cli.tgi_flags import FLAGS, VARIABLES, Refusal
 from tests.gateway.asgi import Call, app_of, chat
 from tests.gateway.scripted import HELLO, ScriptedEngine
 
@@ -24,7 +25,8 @@ DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_dockerfile_is_clean(name: str):
-    hadolint = shutil.which("hadolint")
+    beside_python = str(Path(sys.executable).parent)
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([beside_python, os.environ.get("PATH", "")]))
     if hadolint is None:
         pytest.skip("hadolint is not installed")
     lint = subprocess.run([hadolint, str(DOCKER / name)], capture_output=True, text=True, check=False)
@@ -108,6 +110,8 @@ def test_guide_lists_every_flag_and_why_it_is_refused():
         assert f"`--{flag.name}`" in guide
         if isinstance(flag.becomes, Refusal):
             assert f"- `--{flag.name}`: {flag.becomes.why}." in guide
+    for variable in VARIABLES:
+        assert f"`{variable.variable}`" in guide
 
 
 @pytest.mark.container

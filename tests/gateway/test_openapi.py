@@ -77,6 +77,16 @@ async def test_document_is_served():
     assert call.json()["paths"].keys() == DOCUMENT["paths"].keys()
 
 
+async def test_a_page_lists_every_route_and_loads_nothing_from_afar():
+    call = await Call(app_of(), path="/docs").run()
+    assert call.headers["content-type"].startswith("text/html")
+    page = call.body.decode()
+    for path in DOCUMENT["paths"]:
+        assert f" {path}</code>" in page
+    assert "<script" not in page
+    assert "://" not in page
+
+
 @pytest.mark.parametrize(
     ("method", "path", "fields"),
     [
@@ -100,6 +110,7 @@ async def test_document_is_served():
         ("get", "/health/ready", None),
         ("get", "/version", None),
         ("get", "/openapi.json", None),
+        ("get", "/api-doc/openapi.json", None),
     ],
 )
 async def test_answer_fits_its_schema_and_the_request_its_own(method: str, path: str, fields: Any):

@@ -64,7 +64,9 @@ THERE = (
     RouteRow("GET /health/live, GET /health/ready", _ONLY_HERE, "SGLang's readiness is at `/ready`."),
     RouteRow("GET /metrics", ("there", "if enabled", "there"), "`headrace_*`, and TGI's series under TGI's names."),
     RouteRow("GET /version", ("there", "not there", "not there")),
-    RouteRow("GET /openapi.json", ("there", "there", "not there"), "TGI's is at `/api-doc/openapi.json`."),
+    RouteRow("GET /openapi.json", ("there", "there", "not there")),
+    RouteRow("GET /api-doc/openapi.json", _TGI, "The same document."),
+    RouteRow("GET /docs", _ALL, "A list of the routes; what goes in and out stands in `/openapi.json`."),
 )
 
 NOT_THERE = (
@@ -129,11 +131,6 @@ NOT_THERE = (
         "POST /api/chat, POST /api/generate, GET /api/tags, POST /api/show",
         ("not there", "there", "not there"),
         "Ollama's protocol; its clients can be told to speak OpenAI's.",
-    ),
-    RouteRow(
-        "GET /docs",
-        ("there", "there", "there"),
-        "Load `/openapi.json` into any viewer; a page would need scripts from the net.",
     ),
     RouteRow("GET /v2/health/live", ("not there", "", "if enabled"), "KServe's protocol; KServe also speaks OpenAI's."),
 )
