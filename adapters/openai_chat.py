@@ -16,13 +16,15 @@ from adapters.openai_chat_types import (
     ChatCompletionRequest,
 )
 from adapters.openai_errors import error_body
-from adapters.openai_logprobs import ChatLogprobs, chat_logprobs, prompt_logprobs
+from adapters.openai_logprobs import ChatLogprobs, chat_logprobs, named_by_id, prompt_logprobs
 from adapters.openai_stream import ChunkExtras, ChunkShape, ChunkStream, stream_error_frames
 from adapters.openai_tools import whole_calls
 from adapters.openai_types import (
     Identity,
+    budget_of,
     finish_word,
     forwarded_fields,
+    kept,
     sampling_params,
     stop_reason,
     usage_object,
@@ -52,7 +54,9 @@ class ChatAdapter:
     def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> ChatExchange:  # noqa: ARG002
         request = parse_body(ChatCompletionRequest, body, tolerant=self._tolerant)
         request.check_combinations()
-        identity = Identity(f"chatcmpl-{request_id}", int(time.time()), request.model, self._system_fingerprint)
+        identity = Identity(
+            f"chatcmpl-{request.request_id or request_id}", int(time.time()), request.model, self._system_fingerprint
+        )
         return ChatExchange(request, generation_request(request, request_id), identity)
 
     def error(self, error: HeadraceError, status: int) -> bytes:
@@ -73,12 +77,11 @@ def generation_request(request: ChatCompletionRequest, request_id: str) -> Gener
         ),
         structured_output=request.structured_output(),
         tool_choice=tool_choice,
-        thinking_budget=request.thinking_token_budget,
+        thinking_budget=budget_of(request.thinking_token_budget),
         n=request.n or 1,
         stream=bool(request.stream),
-        echo=bool(request.return_token_ids) or request.prompt_logprobs is not None,
-        truncate_prompt_tokens=request.truncate_prompt_tokens,
-        cache_salt=request.cache_salt or "",
+        echo=request.tells_prompt,
+        **kept(request),
         forwarded=forwarded_fields(request, _FORWARDED),
     )
 
@@ -138,12 +141,14 @@ class ChatExchange:
         return to_json(answer)
 
     def _start(self, event: Started) -> bytes:
-        """One chunk with the role for each choice; the first tells the prompt's token ids if they were asked for."""
+        """One chunk with the role for each choice; the first tells of the prompt what was asked for."""
         choices = range(self._n)
         self._chunks.started(event, choices)
-        prompt_fields = None
+        prompt_fields: dict[str, object] = {}
         if self._request.return_token_ids and event.prompt is not None:
-            prompt_fields = {"prompt_token_ids": event.prompt.token_ids}
+            prompt_fields["prompt_token_ids"] = event.prompt.token_ids
+        if self._request.return_prompt_text and event.prompt is not None:
+            prompt_fields["prompt_text"] = event.prompt.text
         first = self._chunks.chunk(0, ROLE_DELTA, chunk_fields=prompt_fields)
         return first + b"".join(self._chunks.chunk(choice, ROLE_DELTA) for choice in choices[1:])
 
@@ -175,8 +180,12 @@ class ChatExchange:
     def _add_prompt(self, answer: ChatCompletion, prompt: PromptDetails) -> None:
         if self._request.return_token_ids:
             answer["prompt_token_ids"] = list(prompt.token_ids)
+        if self._request.return_prompt_text:
+            answer["prompt_text"] = prompt.text
         if self._request.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs(prompt, self._request.prompt_logprobs)
 
     def _render_logprobs(self, _choice: int, tokens: Sequence[TokenLogprob]) -> ChatLogprobs:
+        if self._request.return_tokens_as_token_ids:
+            tokens = [named_by_id(token) for token in tokens]
         return chat_logprobs(tokens, self._request.top_logprobs or 0)

@@ -42,11 +42,14 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, Temp
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    thinking_token_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS)  # beyond OpenAI
+    thinking_token_budget: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)  # beyond OpenAI; -1: no limit
+    return_prompt_text: bool | None = None  # beyond OpenAI
     include_reasoning: bool | None = None  # beyond OpenAI; false leaves reasoning out of the answer
 
     metadata: Annotated[dict[str, Any] | None, NoEffect("labels for OpenAI's dashboard.")] = None
     store: Annotated[bool | None, NoEffect("asks OpenAI to keep the answer; answers are not kept here.")] = None
+    best_of: Annotated[Any, Refused("only /v1/completions ranks its choices", (1,))] = None
+    echo: Annotated[Any, Refused("the text that an answer goes on from is not repeated", (False,))] = None
     tool_prompt: Annotated[str | None, NoEffect("TGI's wording of tools; the chat template has its own.")] = None
 
     functions: Annotated[Any, Refused(_NO_FUNCTIONS, ([],))] = None
@@ -57,6 +60,10 @@ class ChatCompletionRequest(GenerationFields, StructuredFields, ToolFields, Temp
     web_search_options: Annotated[Any, Refused("web search is not supported")] = None
     moderation: Annotated[Any, Refused("moderation is not supported")] = None
     verbosity: Annotated[Any, Refused('only "medium", the default, is supported', ("medium",))] = None
+
+    @property
+    def tells_prompt(self) -> bool:
+        return bool(self.return_token_ids or self.return_prompt_text) or self.prompt_logprobs is not None
 
     def check_combinations(self) -> None:
         super().check_combinations()
@@ -101,6 +108,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: UsageObject
     prompt_token_ids: NotRequired[list[int]]
+    prompt_text: NotRequired[str]
     prompt_logprobs: NotRequired[PromptLogprobs]
 
 
@@ -130,3 +138,4 @@ class ChatCompletionChunk(TypedDict):
     choices: list[ChatChunkChoice]
     usage: NotRequired[UsageObject | None]
     prompt_token_ids: NotRequired[list[int]]
+    prompt_text: NotRequired[str]

@@ -75,6 +75,10 @@ class CompletionRequest(GenerationFields, StructuredFields):
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     add_special_tokens: bool | None = None  # beyond OpenAI; default: true, for text alone
+    thinking_token_budget: Annotated[
+        Any, Refused("a text's continuation is not told apart into reasoning and answer; chat is", (-1,))
+    ] = None
+    prompt_embeds: Annotated[Any, Refused("prompts are texts or token ids")] = None
     suffix: Annotated[Any, Refused("inserting text before a suffix is not supported", ("",))] = None
 
     def check_combinations(self) -> None:

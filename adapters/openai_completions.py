@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from adapters.adapter import Collected, CollectedChoice
 from adapters.openai_completion_types import NO_EFFECT_FIELDS, Completion, CompletionChoice, CompletionRequest
@@ -13,6 +14,7 @@ from adapters.openai_logprobs import (
     CompletionLogprobsBuilder,
     joined,
     mean_logprob,
+    named_by_id,
     prompt_logprobs,
 )
 from adapters.openai_stream import ChunkExtras, ChunkShape, ChunkStream, stream_error_frames
@@ -20,6 +22,7 @@ from adapters.openai_types import (
     Identity,
     finish_word,
     forwarded_fields,
+    kept,
     sampling_params,
     stop_reason,
     usage_object,
@@ -62,7 +65,9 @@ class CompletionsAdapter:
     def parse(self, body: bytes, headers: Mapping[str, str], request_id: str) -> CompletionExchange:  # noqa: ARG002
         request = parse_body(CompletionRequest, body, tolerant=self._tolerant)
         request.check_combinations()
-        identity = Identity(f"cmpl-{request_id}", int(time.time()), request.model, self._system_fingerprint)
+        identity = Identity(
+            f"cmpl-{request.request_id or request_id}", int(time.time()), request.model, self._system_fingerprint
+        )
         return CompletionExchange(request, generation_requests(request, request_id, self._max_tokens), identity)
 
     def error(self, error: HeadraceError, status: int) -> bytes:
@@ -85,8 +90,7 @@ def generation_requests(
             n=request.best_of or request.n or 1,
             stream=bool(request.stream),
             echo=bool(request.echo or request.return_token_ids) or request.prompt_logprobs is not None,
-            truncate_prompt_tokens=request.truncate_prompt_tokens,
-            cache_salt=request.cache_salt or "",
+            **kept(request),
             forwarded=forwarded_fields(request, tuple(NO_EFFECT_FIELDS)),
         )
         for index, prompt in enumerate(request.prompt)
@@ -201,9 +205,14 @@ class CompletionExchange:
     def _prompt_logprobs(self, choice: int, prompt: PromptDetails) -> CompletionLogprobs | None:
         if self._request.logprobs is None or not self._request.echo:
             return None
+        if self._request.return_tokens_as_token_ids:
+            named = [token and named_by_id(token) for token in prompt.logprobs or ()]
+            prompt = replace(prompt, logprobs=tuple(named))
         return self._builder(choice).prompt(prompt)
 
     def _generated_logprobs(self, choice: int, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        if self._request.return_tokens_as_token_ids:
+            tokens = [named_by_id(token) for token in tokens]
         return self._builder(choice).generated(tokens)
 
     def _builder(self, choice: int) -> CompletionLogprobsBuilder:

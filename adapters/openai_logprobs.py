@@ -7,12 +7,19 @@ value that OpenAI uses for "very unlikely".
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from typing_extensions import TypedDict
 
 from engines.api import PromptDetails, TokenLogprob, TopLogprob
 
 FLOOR = -9999.0
+
+
+def named_by_id(token: TokenLogprob) -> TokenLogprob:
+    """With `token_id:5` in place of a token's text, as vLLM's clients may ask, for texts that JSON cannot hold."""
+    top = tuple(replace(other, token=f"token_id:{other.token_id}") for other in token.top)
+    return replace(token, token=f"token_id:{token.token_id}", top=top)
 
 
 # --- chat -------------------------------------------------------------------------------------------------------------

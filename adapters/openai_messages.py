@@ -170,6 +170,8 @@ class TemplateFields(WireModel):
     add_generation_prompt: bool | None = None  # default: true, unless the final message is to be continued
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(max_length=4096)] | None = None
+    chat_template: Annotated[Any, Refused("templates are the server's: --chat-template names another")] = None
     add_special_tokens: bool | None = None  # default: false, for templates write them
 
     def chat_prompt(
@@ -189,5 +191,8 @@ class TemplateFields(WireModel):
             add_generation_prompt=not continues if self.add_generation_prompt is None else self.add_generation_prompt,
             continue_final_message=continues,
             add_special_tokens=bool(self.add_special_tokens),
-            template_kwargs={**(more_kwargs or {}), **(self.chat_template_kwargs or {})},
+            template_kwargs={**(more_kwargs or {}), **self._documents(), **(self.chat_template_kwargs or {})},
         )
+
+    def _documents(self) -> dict[str, Any]:
+        return {} if self.documents is None else {"documents": self.documents}

@@ -18,7 +18,7 @@ from adapters.openai_responses_items import Item, as_messages, given_items
 from adapters.openai_responses_store import ResponseStore, StoredResponse, conversation, items_to_keep
 from adapters.openai_responses_stream import EventStream, Items
 from adapters.openai_responses_types import NO_EFFECT_FIELDS, ResponsesRequest
-from adapters.openai_types import forwarded_fields, sampling_params
+from adapters.openai_types import budget_of, forwarded_fields, kept, sampling_params
 from adapters.sse import to_json
 from adapters.wire import clip, parse_body
 from engines.api import ChatPrompt, Done, GenerationEvent, GenerationRequest, Started, TextDelta, Usage
@@ -64,12 +64,11 @@ def _generation_request(request: ResponsesRequest, items: Sequence[Item], reques
             max_tokens=request.max_output_tokens,
             logprobs=(request.top_logprobs or 0) if request.tells_logprobs else None,
         ),
-        structured_output=request.text.structured_output() if request.text else None,
+        structured_output=request.structured_output(),
         tool_choice=request.chosen(),
-        thinking_budget=request.thinking_token_budget,
+        thinking_budget=budget_of(request.thinking_token_budget),
         stream=bool(request.stream),
-        truncate_prompt_tokens=request.truncate_prompt_tokens,
-        cache_salt=request.cache_salt or "",
+        **kept(request),
         forwarded=_forwarded(request),
     )
 

@@ -20,7 +20,14 @@ from adapters.functions import (
     check_unique,
 )
 from adapters.openai_responses_items import Input
-from adapters.openai_structured import JsonObjectFormat, JsonSchemaValue, TextFormat
+from adapters.openai_structured import (
+    JsonObjectFormat,
+    JsonSchemaValue,
+    StructuredOutputs,
+    TextFormat,
+    forms_of,
+    only_form,
+)
 from adapters.openai_tools import CHOICE_KIND
 from adapters.openai_types import MAX_LOGPROBS, MAX_TOKENS, PlatformFields, SamplingFields, no_effect_fields
 from adapters.wire import NoEffect, Refused, WireModel, refuse, tagged
@@ -140,13 +147,15 @@ class ResponsesRequest(SamplingFields, PlatformFields):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream_options: ResponsesStreamOptions | None = None
+    structured_outputs: StructuredOutputs | None = None  # beyond OpenAI: forms that text.format has no words for
     chat_template_kwargs: dict[str, Any] | None = None  # beyond OpenAI
-    thinking_token_budget: int | None = Field(default=None, ge=0, le=MAX_TOKENS)  # beyond OpenAI
+    thinking_token_budget: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)  # beyond OpenAI; -1: no limit
 
     max_tool_calls: Annotated[
         int | None, NoEffect("bounds the calls of OpenAI's built-in tools; there are none here.")
     ] = None
 
+    request_id: Annotated[Any, Refused("whoever knows a response's id may read it, so ids are made here")] = None
     background: Annotated[Any, Refused("answers are not made in the background", (False,))] = None
     background_options: Annotated[Any, Refused("answers are not made in the background")] = None
     conversation: Annotated[Any, Refused(_NO_STATE)] = None
@@ -175,6 +184,11 @@ class ResponsesRequest(SamplingFields, PlatformFields):
                 refuse("tool_choice", 'only allowed to be "required" when tools are given')
             case _:
                 pass
+
+    def structured_output(self) -> StructuredOutput | None:
+        """Raises InvalidRequest where two fields ask for a form, or one asks for none."""
+        form = self.text.structured_output() if self.text else None
+        return only_form([*([] if form is None else [form]), *forms_of(self.structured_outputs)])
 
     @property
     def tells_logprobs(self) -> bool:

@@ -6,13 +6,14 @@ Reads them into one StructuredOutput. Whether a schema can be enforced, the engi
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from adapters.tgi_grammar import closed
-from adapters.wire import WireModel, refuse
+from adapters.wire import NoEffect, Refused, WireModel, refuse
 from engines.api import Grammar, JsonObject, JsonSchema, OneOf, Regex, StructuredOutput
 
 MAX_GRAMMAR_CHARS = 65536
@@ -94,6 +95,20 @@ class StructuredOutputs(WireModel):
     grammar: GrammarText | None = None
     json_object: bool | None = None
 
+    structural_tag: Annotated[Any, Refused("send the whole form as grammar; tools have grammars of their own")] = None
+    whitespace_pattern: Annotated[Any, Refused("whitespace between JSON tokens cannot be chosen; send a grammar")] = (
+        None
+    )
+    disable_any_whitespace: Annotated[
+        Any, Refused("whitespace between JSON tokens cannot be chosen; send a grammar", (False,))
+    ] = None
+    disable_additional_properties: Annotated[
+        Any, Refused("a schema means what it says; give it additionalProperties", (False,))
+    ] = None
+    disable_fallback: Annotated[
+        bool | None, NoEffect("there is one library for forms, and nothing to fall back to.")
+    ] = None
+
 
 class StructuredFields(WireModel):
     """What both generating routes take."""
@@ -107,10 +122,8 @@ class StructuredFields(WireModel):
 
     def structured_output(self) -> StructuredOutput | None:
         """Raises InvalidRequest where two fields ask for a form, or one asks for none."""
-        asked = [*self._response_format(), *self._structured_outputs(), *self._guided()]
-        if len(asked) > 1:
-            refuse(asked[1].field, f"cannot be combined with {asked[0].field}; an answer has one form")
-        return asked[0] if asked else None
+        asked = [*self._response_format(), *forms_of(self.structured_outputs), *self._guided()]
+        return only_form(asked)
 
     def _response_format(self) -> list[StructuredOutput]:
         match self.response_format:
@@ -133,18 +146,27 @@ class StructuredFields(WireModel):
             case _:
                 return []
 
-    def _structured_outputs(self) -> list[StructuredOutput]:
-        if (asked := self.structured_outputs) is None:
-            return []
-        members = _forms("structured_outputs.", asked.json_, asked.regex, asked.choice, asked.grammar)
-        if asked.json_object:
-            members.append(StructuredOutput(JsonObject(), "structured_outputs.json_object"))
-        if not members:
-            refuse("structured_outputs", "one of json, regex, choice, grammar and json_object is required")
-        return members
-
     def _guided(self) -> list[StructuredOutput]:
         return _forms("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+
+
+def forms_of(asked: StructuredOutputs | None) -> list[StructuredOutput]:
+    """What its members ask for. Raises InvalidRequest where there are none."""
+    if asked is None:
+        return []
+    members = _forms("structured_outputs.", asked.json_, asked.regex, asked.choice, asked.grammar)
+    if asked.json_object:
+        members.append(StructuredOutput(JsonObject(), "structured_outputs.json_object"))
+    if not members:
+        refuse("structured_outputs", "one of json, regex, choice, grammar and json_object is required")
+    return members
+
+
+def only_form(asked: Sequence[StructuredOutput]) -> StructuredOutput | None:
+    """Raises InvalidRequest where two fields ask for a form."""
+    if len(asked) > 1:
+        refuse(asked[1].field, f"cannot be combined with {asked[0].field}; an answer has one form")
+    return asked[0] if asked else None
 
 
 def _forms(

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from adapters.peer_fields import PeerFields
 from adapters.watermark import WatermarkField, watermark_params
 from adapters.wire import NoEffect, Refused, WireModel, reasons, refuse
 from engines.api import Finish, SamplingParams, Usage
@@ -50,6 +51,13 @@ StopStrings = Annotated[
     BeforeValidator(_listed, json_schema_input_type=str | list[str]),
 ]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+
+
+def _some_tokens(count: int) -> int:
+    if count == 0:
+        raise PydanticCustomError("no_tokens", "must be at least 1, or -1 for as many as leave the answer room")
+    return count
 
 
 class StreamOptions(WireModel):
@@ -78,7 +86,7 @@ class PlatformFields(WireModel):
     ] = None
 
 
-class SamplingFields(WireModel):
+class SamplingFields(PeerFields):
     """Fields of every route that generates."""
 
     model: str = Field(min_length=1, max_length=1024)
@@ -101,13 +109,32 @@ class SamplingFields(WireModel):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     bad_words: Annotated[list[StopString], Field(max_length=256, fail_fast=True)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=16384, fail_fast=True)] | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
-    truncate_prompt_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), AfterValidator(_some_tokens)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
     cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
     watermark: WatermarkField | None = None
+    watermarking: bool | None = None  # vLLM's name of the switch
 
     user: Annotated[str | None, NoEffect("identifies an end user to OpenAI's abuse monitoring.")] = None
+
+
+class Kept(TypedDict, total=False):
+    """What of a prompt is kept, and whose cache it may share: arguments of a GenerationRequest."""
+
+    truncate_prompt_tokens: int | None
+    truncation_side: Literal["left", "right"]
+    cache_salt: str
+
+
+def kept(fields: SamplingFields) -> Kept:
+    return {
+        "truncate_prompt_tokens": fields.truncate_prompt_tokens,
+        "truncation_side": fields.truncation_side or "left",
+        "cache_salt": fields.cache_salt or "",
+    }
 
 
 class GenerationFields(SamplingFields):
@@ -118,6 +145,8 @@ class GenerationFields(SamplingFields):
     max_tokens: int | None = Field(default=None, ge=0, le=MAX_TOKENS)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: RequestId | None = None  # a part of the answer's id
 
     def check_combinations(self) -> None:
         """Raises InvalidRequest for fields that contradict each other."""
@@ -150,6 +179,7 @@ def sampling_params(
         frequency_penalty=fields.frequency_penalty or 0.0,
         logit_bias=tuple((int(token_id), bias) for token_id, bias in (fields.logit_bias or {}).items()),
         bad_words=tuple(fields.bad_words or ()),
+        allowed_token_ids=tuple(fields.allowed_token_ids or ()),
         seed=fields.seed,
         stop=tuple(fields.stop or ()),
         stop_token_ids=tuple(fields.stop_token_ids or ()),
@@ -159,8 +189,19 @@ def sampling_params(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=fields.skip_special_tokens is not False,
         spaces_between_special_tokens=fields.spaces_between_special_tokens is not False,
-        watermark=watermark_params(fields.watermark),
+        watermark=watermark_params(_watermark(fields)),
     )
+
+
+def _watermark(fields: SamplingFields) -> WatermarkField | None:
+    if fields.watermarking is not None and fields.watermark is not None:
+        refuse("watermarking", "cannot be sent together with watermark")
+    return fields.watermarking if fields.watermark is None else fields.watermark
+
+
+def budget_of(asked: int | None) -> int | None:
+    """A thinking budget, which vLLM's clients may set to -1 for none."""
+    return None if asked == -1 else asked
 
 
 def forwarded_fields(fields: SamplingFields, no_effect: Sequence[str]) -> dict[str, Any]:

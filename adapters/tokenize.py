@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from adapters.functions import MAX_TOOLS
 from adapters.openai_messages import Messages, TemplateFields
+from adapters.openai_tools import FunctionTool
 from adapters.openai_types import TokenId
 from adapters.sse import to_json
-from adapters.wire import Refused, WireModel, parse_body, refuse
+from adapters.wire import WireModel, parse_body, refuse
 from engines.api import Prompt, TextPrompt, Tokenized
 
 
@@ -22,7 +24,7 @@ class TokenizeRequest(TemplateFields):
     prompt: str | None = None
     messages: Messages | None = None
     return_token_strs: bool | None = None
-    tools: Annotated[Any, Refused("tool calling is not supported", ([],))] = None
+    tools: list[FunctionTool] | None = Field(default=None, max_length=MAX_TOOLS)
 
 
 class DetokenizeRequest(WireModel):
@@ -72,10 +74,11 @@ def _prompt(request: TokenizeRequest) -> Prompt:
     if request.messages is not None:
         if request.prompt is not None:
             refuse("messages", "cannot be sent together with prompt")
-        return request.chat_prompt(request.messages)
+        tools = tuple(tool.model_dump(exclude_none=True) for tool in request.tools or ())
+        return request.chat_prompt(request.messages, tools=tools)
     if request.prompt is None:
         refuse("prompt", "this field is required, or messages in its place", code="missing_required_parameter")
-    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents", "tools"):
         if getattr(request, name):
             refuse(name, "only allowed with messages")
     return TextPrompt(request.prompt, request.add_special_tokens is not False)

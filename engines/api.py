@@ -90,6 +90,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()  # no others are generated, EOS included; (): all
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -170,7 +171,8 @@ class GenerationRequest:
     n: int = 1
     stream: bool = True  # a hint: when False the engine may deliver text in larger pieces
     echo: bool = False  # Started must carry the prompt's text and token ids
-    truncate_prompt_tokens: int | None = None  # keep only the last so many prompt tokens
+    truncate_prompt_tokens: int | None = None  # keep only so many prompt tokens; -1: as many as leave the answer room
+    truncation_side: Literal["left", "right"] = "left"  # where prompt tokens go: at the start or at the end
     cache_salt: str = ""  # prefix-cache hits only between requests of one salt
     forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
 

@@ -178,10 +178,11 @@ def _read_prompt(request: GenerationRequest, max_model_len: int) -> _ReadPrompt:
         field = request.structured_output.field
         raise UnsupportedByEngine("The echo engine says what it was told, so it cannot keep to a form.", field=field)
     tokens = _tokens_of(request.prompt)
-    if request.truncate_prompt_tokens is not None:
-        tokens = tokens[max(len(tokens) - request.truncate_prompt_tokens, 0) :]
-    room = max_model_len - len(tokens)
     wanted = 1 if sampling.max_tokens is None else sampling.max_tokens
+    if (most := request.truncate_prompt_tokens) is not None:
+        most = max(max_model_len - wanted, 1) if most < 0 else most
+        tokens = tokens[:most] if request.truncation_side == "right" else tokens[-most:]
+    room = max_model_len - len(tokens)
     if room < wanted:
         raise PromptTooLong(
             f"This model's context holds {max_model_len} tokens, but the prompt has {len(tokens)} and the answer asks "

@@ -37,7 +37,7 @@ from engines.native.core_client import CoreClient
 from engines.native.dialect import Dialect
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
-from engines.native.request_params import check_prompt, check_token_ids, token_params
+from engines.native.request_params import check_prompt, check_token_ids, token_params, truncated
 from engines.native.tokenizer import Tokenizer, valid_text
 from engines.native.types import AddSequence, Ready
 from engines.native.watermark.resolve import detector, requested, scheme_of
@@ -160,8 +160,7 @@ class NativeEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         ready = self._require_ready()
         token_ids, text = await self._encode(request.prompt)
-        if request.truncate_prompt_tokens is not None:
-            token_ids = token_ids[-request.truncate_prompt_tokens :]
+        token_ids = truncated(token_ids, request, ready)
         field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
         check_prompt(token_ids, ready, field, self._section.max_prompt_tokens)
         params = token_params(

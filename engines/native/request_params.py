@@ -21,6 +21,15 @@ _MAX_SEED = 2**63 - 1
 _Number = TypeVar("_Number", int, float)
 
 
+def truncated(token_ids: list[int], request: GenerationRequest, ready: Ready) -> list[int]:
+    """The prompt tokens that `truncate_prompt_tokens` leaves."""
+    wanted = request.truncate_prompt_tokens
+    if wanted is None:
+        return token_ids
+    most = max(ready.max_model_len - (request.sampling.max_tokens or 1), 1) if wanted < 0 else wanted
+    return token_ids[:most] if request.truncation_side == "right" else token_ids[-most:]
+
+
 def check_prompt(token_ids: Sequence[int], ready: Ready, field: str, max_prompt_tokens: int | None = None) -> None:
     """Raises InvalidRequest for a prompt that no model call could take, PromptTooLong for one that leaves no room.
 
@@ -75,6 +84,7 @@ def token_params(
     max_tokens = output_limit(sampling, num_prompt_tokens, ready)
     _check_ids("logit_bias", [token_id for token_id, _ in sampling.logit_bias], ready)
     _check_ids("stop_token_ids", sampling.stop_token_ids, ready)
+    _check_ids("allowed_token_ids", sampling.allowed_token_ids, ready)
     for field, count in (("logprobs", sampling.logprobs), ("prompt_logprobs", sampling.prompt_logprobs)):
         if count is not None and not 0 <= count <= MAX_LOGPROBS:
             raise InvalidRequest(f"{field}: at most {MAX_LOGPROBS} alternatives, {count} asked for.", field=field)
@@ -106,6 +116,7 @@ def token_params(
             logprobs=-1 if sampling.logprobs is None else sampling.logprobs,
             prompt_logprobs=-1 if sampling.prompt_logprobs is None else sampling.prompt_logprobs,
             watermark=watermark,
+            allowed_token_ids=sampling.allowed_token_ids,
         )
         for choice in range(request.n)
     ]

@@ -60,6 +60,7 @@ class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     logprobs: int = -1  # alternatives per token; -1 = no logprobs
     prompt_logprobs: int = -1
     watermark: Watermark | None = None
+    allowed_token_ids: tuple[int, ...] = ()  # () = all
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -25,6 +25,7 @@ _SAMPLED = (
         stop_token_ids=(0,),
         logit_bias=((0, 1.0),),
         bad_words=((0, 0),),
+        allowed_token_ids=(0,),
         logprobs=1,
         prompt_logprobs=1,
     ),

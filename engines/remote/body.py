@@ -45,6 +45,7 @@ _SAME_NAME = (
     "repetition_penalty",
     "min_tokens",
     "bad_words",
+    "allowed_token_ids",
     "stop_token_ids",
     "include_stop_str_in_output",
     "ignore_eos",
@@ -78,6 +79,8 @@ def encode_body(request: GenerationRequest, *, model: str, chat_max_tokens_field
         body["n"] = request.n
     if request.truncate_prompt_tokens is not None:
         body["truncate_prompt_tokens"] = request.truncate_prompt_tokens
+        if request.truncation_side != "left":
+            body["truncation_side"] = request.truncation_side
     if request.cache_salt:
         body["cache_salt"] = request.cache_salt
     if request.stream:

@@ -68,7 +68,7 @@ def test_a_field_without_effect_is_forwarded_and_changes_nothing_else(table: Tab
         sent, plain = table.request(row)
         assert asked(table, sent, forwarded=False) == asked(table, plain, forwarded=False)
         (request,) = ADAPTERS[table.path].parse(json.dumps(sent).encode(), {}, "r").requests
-        assert request.forwarded == {row.field: row.value}
+        assert request.forwarded == ({} if "." in row.field else {row.field: row.value})
 
 
 @pytest.mark.parametrize("table", ROUTES)

@@ -63,7 +63,7 @@ def test_tools_and_the_choice_among_them_reach_the_engine(fields: dict[str, Any]
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]},
             "tools[0].function.parameters",
         ),
-        ({"thinking_token_budget": -1}, "thinking_token_budget"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

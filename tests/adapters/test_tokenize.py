@@ -10,6 +10,7 @@ from engines.api import ChatPrompt, TextPrompt, Tokenized
 from engines.errors import InvalidRequest
 
 USER = {"role": "user", "content": "Hi"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 def tokenize(**body: Any) -> Any:
@@ -25,6 +26,10 @@ def test_a_conversation_is_tokenized_through_the_template() -> None:
     call = tokenize(model="m", messages=[USER], chat_template_kwargs={"x": 1}, add_generation_prompt=False)
     assert call.model == "m"
     assert call.prompt == ChatPrompt(messages=(USER,), add_generation_prompt=False, template_kwargs={"x": 1})
+
+
+def test_a_conversations_tools_are_part_of_it() -> None:
+    assert tokenize(messages=[USER], tools=[TOOL]).prompt == ChatPrompt(messages=(USER,), tools=(TOOL,))
 
 
 def test_texts_are_told_only_when_asked_for() -> None:
@@ -47,7 +52,8 @@ def test_texts_are_told_only_when_asked_for() -> None:
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant"}]}, "messages[0].content"),
         ({"prompt": ["a"]}, "prompt"),
-        ({"messages": [USER], "tools": [{}]}, "tools"),
+        ({"messages": [USER], "tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"prompt": "a", "tools": [TOOL]}, "tools"),
         ({"prompt": "a", "odd": 1}, "odd"),
     ],
 )

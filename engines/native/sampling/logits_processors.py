@@ -216,6 +216,29 @@ class TypicalP:
         self.ops.mask_typical(logits, self.at, self.temperature, self.min_p, self.typical_p)
 
 
+@dataclass(frozen=True, slots=True)
+class AllowedTokens:
+    """Bans all tokens but some. Of those, bans of earlier passes yield rather than leave nothing."""
+
+    at: Tensor  # [n] int64, batch position
+    bits: Tensor  # [n, ceil(vocab_size / 32)] int32, token t at bit t % 32 of word t // 32
+    ops: SamplingOps
+    feature = Feature.ALLOWED_TOKENS
+
+    @classmethod
+    def build(cls, state: SamplingState, row_list: list[int], at: list[int], ops: SamplingOps) -> Self:
+        allowed = np.zeros((len(at), -(-state.vocab_size // 32) * 32), dtype=np.uint8)
+        for i, position in enumerate(at):
+            token_ids = np.array(state.params(row_list[position]).allowed_token_ids, dtype=np.int64)
+            allowed[i, token_ids[(token_ids >= 0) & (token_ids < state.vocab_size)]] = 1
+        bits = np.packbits(allowed, axis=1, bitorder="little").view(np.int32)
+        return cls(_longs(at, state.device), on_device(bits, state.device), ops)
+
+    def apply(self, logits: Tensor, batch: SamplingBatch) -> None:
+        del batch
+        self.ops.mask_tokens(logits, self.at, self.bits)
+
+
 def _ban(logits: Tensor, index: Tensor, banned: Tensor) -> None:
     """logits.flat[index] = -inf where banned. Adding keeps an entry that two words name banned if either bans it."""
     logits.view(-1).index_add_(0, index, torch.where(banned, -torch.inf, 0.0))

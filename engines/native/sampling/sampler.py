@@ -9,7 +9,7 @@ This is the one place that says in which order a request's parameters act. For e
     5. repetition_penalty    tokens of prompt and output: divided where positive, multiplied where negative
     6. frequency_penalty, presence_penalty    generated tokens: subtracted
     7. watermark, green list    adds delta to the logits of green tokens
-    8. grammar               what it does not allow gets -inf; of what it allows, bans yield rather than leave nothing
+    8. allowed_token_ids, grammar    what is not allowed gets -inf; of what is, bans yield rather than leave nothing
     9. temperature           divides; 0 takes the largest logit and ends here
    10. min_p                 keeps what is at least min_p times as likely as the likeliest token
    11. typical_p             keeps the most typical tokens
@@ -56,8 +56,9 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     logits_processors.RepetitionPenalty,
     logits_processors.OccurrencePenalties,
     MarkTokens,
+    logits_processors.AllowedTokens,
 )
-"""Steps 2 to 7, in the order in which they run. Which keys a 15 uses is decided in 7."""
+"""Steps 2 to 8 but for the grammar, in the order in which they run. Which keys a 15 uses is decided in 7."""
 
 FILTERS: tuple[type[LogitsProcessor], ...] = (logits_processors.TypicalP, Tournament)
 """Step 11 and, for rows that have a 14, 10 to 14."""

@@ -36,6 +36,7 @@ class Feature(IntFlag):
     LOGPROBS = 1024
     MARKED = 2048  # a watermark of logits or noise
     TOURNAMENT = 4096  # a watermark of the distribution
+    ALLOWED_TOKENS = 8192
 
 
 class SamplingState:
@@ -120,6 +121,7 @@ def _features(params: TokenParams, greedy: bool, vocab_size: int) -> Feature:
         Feature.MIN_TOKENS: params.min_tokens > 0 and bool(params.stop_token_ids),
         Feature.LOGPROBS: params.logprobs >= 0,
         Feature.MARKED: scheme in (GREEN_LIST, GREEN_LIST_SELF) or (scheme == GUMBEL and not greedy),
+        Feature.ALLOWED_TOKENS: bool(params.allowed_token_ids),
         Feature.TOURNAMENT: scheme == SYNTHID and not greedy,
     }
     features = Feature(0)

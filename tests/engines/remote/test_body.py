@@ -41,6 +41,7 @@ SAMPLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "frequency_penalty": (0.3, {"frequency_penalty": 0.3}),
     "logit_bias": (((5, -1.0),), {"logit_bias": {"5": -1.0}}),
     "bad_words": (("no",), {"bad_words": ["no"]}),
+    "allowed_token_ids": ((4, 5), {"allowed_token_ids": [4, 5]}),
     "seed": (3, {"seed": 3}),
     "stop": (("a", "b"), {"stop": ["a", "b"]}),
     "stop_token_ids": ((2,), {"stop_token_ids": [2]}),

@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from adapters.openai_chat_types import ChatCompletionRequest
-from tests.gateway.compatibility.rows import Answer, Table, generates, honoured, longer_prompt, no_effect, refused
-from tests.gateway.compatibility.sampling import MODEL, OF_PLATFORM, STOPS_AFTER_SIX, generation_rows
+from tests.gateway.compatibility.rows import (
+    Answer,
+    Table,
+    generates,
+    honoured,
+    longer_prompt,
+    no_effect,
+    refused,
+    unknown,
+)
+from tests.gateway.compatibility.sampling import FROM_SGLANG, MODEL, OF_PLATFORM, STOPS_AFTER_SIX, generation_rows
 
 MAX_TOKENS = 6
 USER = {"role": "user", "content": "Count from one to ten in words, separated by commas."}
@@ -53,12 +62,16 @@ def _shorter_prompt(told: Answer, plain: Answer) -> bool:
     return told.num_prompt < plain.num_prompt
 
 
+def _has_prompt_text(told: Answer, plain: Answer) -> bool:
+    return USER["content"] in told.json["prompt_text"] and "prompt_text" not in plain.json
+
+
 TOOLS = {"tools": [function("go")]}
 CALLED = {**TOOLS, "tool_choice": "required", "max_tokens": 40}
 
 ROWS = (
     honoured("messages", [{"role": "user", "content": "Name a river."}]),
-    *generation_rows(MAX_TOKENS),
+    *generation_rows(MAX_TOKENS, True),
     honoured("max_completion_tokens", 5, generates(5), needs={**STOPS_AFTER_SIX, "max_tokens": None}),
     honoured("logprobs", True, _has_logprobs),
     honoured("top_logprobs", 2, _has_alternatives, needs={"logprobs": True}),
@@ -76,11 +89,16 @@ ROWS = (
         needs={"messages": [USER, {"role": "assistant", "content": "One, two,"}]},
     ),
     honoured("chat_template_kwargs", {"shown": "x"}, longer_prompt),
+    honoured("documents", [{"title": "x", "text": "y"}], longer_prompt, note="Where the chat template reads them."),
+    honoured("return_prompt_text", True, _has_prompt_text),
     honoured("add_special_tokens", True, longer_prompt),
     *OF_PLATFORM,
     no_effect("metadata", {"a": "b"}),
     no_effect("store", True),
     no_effect("tool_prompt", "Use tools."),
+    refused("chat_template", "{{ messages }}"),
+    refused("best_of", 2),
+    refused("echo", True),
     refused("functions", [{"name": "f"}]),
     refused("function_call", {"name": "f"}),
     refused("modalities", ["text", "audio"]),
@@ -89,6 +107,25 @@ ROWS = (
     refused("web_search_options", {}),
     refused("moderation", {"model": "m"}),
     refused("verbosity", "high"),
+    *unknown(
+        {
+            **FROM_SGLANG,
+            "regex": ("x+", "Send `structured_outputs.regex`."),
+            "ebnf": ("root ::= x", "Send `structured_outputs.grammar`."),
+            "no_stop_trim": (True, "Send `include_stop_str_in_output`."),
+            "stop_regex": ("x+", "Send `stop` with the texts; expressions do not end an answer."),
+            "lora_path": ("x", "There are no adapters here."),
+            "session_params": ({}, "Send the whole conversation; its prefix is in the cache."),
+            "custom_logit_processor": ("x", "Code that clients send is not run."),
+            "custom_params": ({}, "Code that clients send is not run."),
+            "return_hidden_states": (True, "Hidden states are not told."),
+            "return_cached_tokens_details": (True, "`usage.prompt_tokens_details` is always told."),
+            "return_prompt_token_ids": (True, "Send `return_token_ids`."),
+            "separate_reasoning": (False, "Reasoning is always told apart; `--reasoning-parser none` is the server's."),
+            "stream_reasoning": (False, "Reasoning is streamed as it comes."),
+            "input_ids": ([1], "`/v1/completions` takes token ids."),
+        }
+    ),
 )
 
 VLLM = {
@@ -108,8 +145,10 @@ SGLANG = {
     "honoured": """messages model frequency_penalty logit_bias logprobs top_logprobs max_tokens max_completion_tokens n
         presence_penalty response_format seed stop stream stream_options temperature top_p parallel_tool_calls
         reasoning_effort return_token_ids top_k min_p min_tokens repetition_penalty stop_token_ids ignore_eos
-        continue_final_message skip_special_tokens chat_template_kwargs cache_salt""",
-    "if enabled": "tools tool_choice priority",
+        continue_final_message skip_special_tokens chat_template_kwargs cache_salt rid extra_key regex ebnf no_stop_trim
+        stop_regex session_params return_prompt_token_ids separate_reasoning stream_reasoning input_ids
+        return_cached_tokens_details""",
+    "if enabled": "tools tool_choice priority lora_path custom_logit_processor custom_params return_hidden_states",
     "ignored": "stream_options.include_obfuscation",
 }
 TGI = {
@@ -122,7 +161,6 @@ TGI = {
 
 CHAT = Table(
     path="/v1/chat/completions",
-    about="",
     body={"model": MODEL, "messages": [USER], "max_tokens": MAX_TOKENS, "temperature": 0},
     model=ChatCompletionRequest,
     rows=ROWS,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from adapters.openai_completion_types import CompletionRequest
-from tests.gateway.compatibility.rows import Answer, Table, honoured, longer_prompt, refused
-from tests.gateway.compatibility.sampling import MODEL, RANDOM, generation_rows
+from tests.gateway.compatibility.rows import Answer, Table, honoured, longer_prompt, refused, unknown
+from tests.gateway.compatibility.sampling import FROM_SGLANG, MODEL, RANDOM, generation_rows
 
 MAX_TOKENS = 6
 PROMPT = "One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve,"
@@ -29,12 +29,30 @@ def _shorter_prompt(told: Answer, plain: Answer) -> bool:
 
 ROWS = (
     honoured("prompt", "The river", note="A text, token ids, or a list of either."),
-    *generation_rows(MAX_TOKENS),
+    *generation_rows(MAX_TOKENS, 0),
     honoured("best_of", 2, _is_best, needs=RANDOM),
     honoured("echo", True, _is_echoed),
     honoured("logprobs", 2, _has_logprobs),
     honoured("add_special_tokens", False, _shorter_prompt),
+    refused("thinking_token_budget", 5),
+    refused("prompt_embeds", "x"),
     refused("suffix", "x"),
+    *unknown(
+        {
+            **FROM_SGLANG,
+            "regex": ("x+", "Send `structured_outputs.regex`."),
+            "ebnf": ("root ::= x", "Send `structured_outputs.grammar`."),
+            "json_schema": ("{}", "Send `structured_outputs.json`."),
+            "no_stop_trim": (True, "Send `include_stop_str_in_output`."),
+            "stop_regex": ("x+", "Send `stop` with the texts; expressions do not end an answer."),
+            "lora_path": ("x", "There are no adapters here."),
+            "session_params": ({}, "Send the whole conversation; its prefix is in the cache."),
+            "custom_logit_processor": ("x", "Code that clients send is not run."),
+            "custom_params": ({}, "Code that clients send is not run."),
+            "return_hidden_states": (True, "Hidden states are not told."),
+            "return_cached_tokens_details": (True, "`usage.prompt_tokens_details` is always told."),
+        }
+    ),
 )
 
 VLLM = {
@@ -51,8 +69,9 @@ VLLM = {
 SGLANG = {
     "honoured": """model prompt echo frequency_penalty logit_bias logprobs max_tokens n presence_penalty seed stop
         stream stream_options temperature top_p return_token_ids top_k min_p min_tokens repetition_penalty
-        stop_token_ids ignore_eos skip_special_tokens response_format cache_salt""",
-    "if enabled": "priority",
+        stop_token_ids ignore_eos skip_special_tokens response_format cache_salt rid extra_key regex ebnf json_schema
+        no_stop_trim stop_regex session_params return_cached_tokens_details""",
+    "if enabled": "priority lora_path custom_logit_processor custom_params return_hidden_states",
     "ignored": "best_of suffix stream_options.include_obfuscation",
 }
 TGI = {
@@ -62,7 +81,6 @@ TGI = {
 
 COMPLETIONS = Table(
     path="/v1/completions",
-    about="",
     body={"model": MODEL, "prompt": PROMPT, "max_tokens": MAX_TOKENS, "temperature": 0},
     model=CompletionRequest,
     rows=ROWS,

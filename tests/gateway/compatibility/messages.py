@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adapters.anthropic_types import MessagesRequest
 from tests.gateway.compatibility.chat import USER
-from tests.gateway.compatibility.rows import Answer, Table, generates, honoured, is_stream, no_effect, refused
+from tests.gateway.compatibility.rows import Answer, Table, generates, honoured, is_stream, no_effect, refused, unknown
 from tests.gateway.compatibility.sampling import ALIAS, MODEL
 
 TOOL = {"name": "go", "input_schema": {"type": "object", "additionalProperties": False}}
@@ -72,6 +72,16 @@ ROWS = (
     refused("mcp_servers", [{"name": "x"}]),
     refused("container", "x"),
     refused("diagnostics", {}),
+    *unknown(
+        {
+            "kv_transfer_params": ({}, "vLLM's; a prompt is computed where it is answered."),
+            "compaction": ({}, "In beta with Anthropic, as are the four below; conversations are not compacted."),
+            "thread": ({}, "Conversations are sent whole."),
+            "billing_policy": ("x", "Nothing is billed here."),
+            "fallbacks": ([], "Another model is another request."),
+            "fallback_credit_token": ("x", "Nothing is billed here."),
+        }
+    ),
 )
 
 VLLM = {
@@ -82,7 +92,6 @@ VLLM = {
 
 MESSAGES = Table(
     path="/v1/messages",
-    about="",
     body={"model": MODEL, "messages": [USER], "max_tokens": 20, "temperature": 0},
     model=MessagesRequest,
     rows=ROWS,

@@ -113,7 +113,6 @@ ROOT_ROWS: tuple[Row, ...] = (
 
 GENERATE = Table(
     path="/generate",
-    about="",
     body=BODY,
     model=GenerateParameters,
     rows=GENERATE_ROWS,
@@ -128,7 +127,6 @@ GENERATE = Table(
 )
 ROOT = Table(
     path="/",
-    about="",
     body=BODY,
     model=NativeRequest,
     rows=ROOT_ROWS,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
 
 from adapters.wire import NoEffect, Refused, reasons
 from tests.gateway.compatibility.routes import NOT_THERE, PEERS, THERE, RouteRow
@@ -59,10 +62,20 @@ def _fields(table: Table) -> Iterable[str]:
 
 def _reason(table: Table, row: Row) -> str:
     """As the wire model gives it."""
+    model = table.model
+    *outer, name = row.field.split(".")
+    for step in outer:
+        model = _model_in(model.model_fields[step].annotation)
     for mark in (NoEffect, Refused):
-        if reason := reasons(table.model, mark).get(row.field):
+        if reason := reasons(model, mark).get(name):
             return reason[0].upper() + reason[1:].rstrip(".") + "."
     return ""
+
+
+def _model_in(annotation: Any) -> type[BaseModel]:
+    """The one model that an optional field holds."""
+    (model,) = [arm for arm in get_args(annotation) if isinstance(arm, type) and issubclass(arm, BaseModel)]
+    return model
 
 
 def _line(*cells: str) -> str:

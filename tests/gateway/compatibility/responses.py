@@ -19,8 +19,9 @@ from tests.gateway.compatibility.rows import (
     probed,
     refused,
     says,
+    unknown,
 )
-from tests.gateway.compatibility.sampling import MODEL, OF_PLATFORM, sampling_rows
+from tests.gateway.compatibility.sampling import FROM_SGLANG, MODEL, OF_PLATFORM, STRUCTURED_OUTPUTS, sampling_rows
 
 MAX_TOKENS = 6
 BODY = {"model": MODEL, "input": [USER], "max_output_tokens": MAX_TOKENS, "temperature": 0}
@@ -105,11 +106,13 @@ ROWS: tuple[Row, ...] = (
         "include", LOGPROBS["include"], _has_logprobs, note="Log-probabilities; and `reasoning.encrypted_content`."
     ),
     honoured("top_logprobs", 2, _has_alternatives, needs=LOGPROBS),
+    *STRUCTURED_OUTPUTS,
     honoured("chat_template_kwargs", {"shown": "x"}, longer_prompt),
     honoured("thinking_token_budget", 2, _thinks_less, needs=THINKING),
     *OF_PLATFORM,
     no_effect("max_tool_calls", 3),
     refused("stream_options.include_obfuscation", True, needs={"stream": True}),
+    refused("request_id", "x"),
     refused("background", True),
     refused("background_options", {}),
     refused("conversation", "conv_1"),
@@ -119,6 +122,14 @@ ROWS: tuple[Row, ...] = (
     refused("moderation", {"model": "m"}),
     refused("image", {}),
     refused("access_programs", {}),
+    *unknown(
+        {
+            "enable_response_messages": (True, "Reading the chat template's text: `return_prompt_text` of chat."),
+            "previous_input_messages": ([{}], "Send them as items of `input`."),
+            "previous_response": ({}, "Send its items as `input`."),
+            **FROM_SGLANG,
+        }
+    ),
 )
 
 VLLM = {
@@ -132,15 +143,14 @@ VLLM = {
 }
 SGLANG = {
     "honoured": """input instructions max_output_tokens model reasoning temperature text tool_choice tools stream top_p
-        chat_template_kwargs request_id session_id cache_salt frequency_penalty presence_penalty stop top_k min_p
-        repetition_penalty""",
+        chat_template_kwargs request_id session_id cache_salt extra_key frequency_penalty presence_penalty stop top_k
+        min_p repetition_penalty""",
     "if enabled": "previous_response_id store priority",
     "": "background include max_tool_calls metadata parallel_tool_calls top_logprobs truncation",
 }
 
 RESPONSES = Table(
     path="/v1/responses",
-    about="",
     body=BODY,
     model=ResponsesRequest,
     rows=ROWS,

@@ -183,8 +183,8 @@ def probed(name: str, probe: Probe, note: str = "") -> Row:
     return Row(field=name, status="honoured", value=None, check=None, probe=probe, note=note)
 
 
-def no_effect(name: str, value: Any, note: str = "") -> Row:
-    return Row(field=name, status="no effect", value=value, note=note)
+def no_effect(name: str, value: Any, note: str = "", needs: Mapping[str, Any] | None = None) -> Row:
+    return Row(field=name, status="no effect", value=value, note=note, needs=needs or {})
 
 
 def refused(name: str, value: Any, note: str = "", needs: Mapping[str, Any] | None = None) -> Row:
@@ -201,7 +201,6 @@ class Table:
     """A route's fields. `model` is the wire model that has them, and `prefix` where in a request that model stands."""
 
     path: str
-    about: str
     body: Mapping[str, Any]
     model: type[BaseModel]
     rows: Sequence[Row]

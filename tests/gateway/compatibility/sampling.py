@@ -45,6 +45,10 @@ def _without_one(told: Answer, plain: Answer) -> bool:
     return "1" not in told.text and "1" in plain.text
 
 
+def _is_all_ones(told: Answer, plain: Answer) -> bool:
+    return set(told.text) == {"1"} != set(plain.text)
+
+
 def _misses_cache(told: Answer, plain: Answer) -> bool:
     return told.num_cached == 0 < plain.num_cached
 
@@ -82,12 +86,39 @@ def sampling_rows(max_tokens: int, longer: Mapping[str, Any]) -> tuple[Row, ...]
         honoured("bad_words", ["1"], _without_one, needs=ALWAYS_SOME),
         honoured("skip_special_tokens", False, _shows_special, needs={"logit_bias": {str(IM_START): 100}}),
         honoured("spaces_between_special_tokens", False, None, note="Few tokenizers write such spaces."),
-        honoured("truncate_prompt_tokens", 5, prompt_of(5), note="Keeps the prompt's end."),
+        honoured("allowed_token_ids", [SOME], _is_all_ones),
+        honoured("truncate_prompt_tokens", 5, prompt_of(5), note="-1: as many as leave the answer room."),
+        honoured("truncation_side", "right", needs={"truncate_prompt_tokens": 5}),
         honoured("cache_salt", secrets.token_hex(8), _misses_cache),
         honoured("watermark", {"scheme": "green_list", "key": "k"}, note="True, or the mark's settings."),
+        honoured("watermarking", True, needs=longer, note="vLLM's name of the switch."),
         no_effect("user", "someone"),
+        no_effect("session_id", "x"),
+        no_effect("stream_interval", 5),
+        no_effect("guided_decoding_backend", "xgrammar"),
+        refused("guided_whitespace_pattern", " "),
+        refused("use_beam_search", True),
+        refused("length_penalty", 0.5),
+        refused("early_stopping", True),
+        refused("priority", 1),
+        refused("repetition_detection", {"max_pattern_size": 3}),
+        refused("logprob_token_ids", [SOME]),
+        refused("logits_processors", ["x"]),
+        refused("vllm_xargs", {"x": 1}),
+        refused("kv_transfer_params", {}),
+        refused("ec_transfer_params", {}),
+        refused("mm_processor_kwargs", {"x": 1}),
+        refused("media_io_kwargs", {"x": {}}),
+        refused("return_token_offsets", True),
+        refused("return_mm_kwargs", False),
+        refused("routed_experts_prompt_start", 1),
     )
 
+
+FROM_SGLANG: Mapping[str, tuple[Any, str]] = {
+    "rid": ("x", "Send `request_id`, or the header `X-Request-Id`."),
+    "extra_key": ("x", "Send `cache_salt`."),
+}
 
 OF_PLATFORM: tuple[Row, ...] = (
     no_effect("service_tier", "flex"),
@@ -120,12 +151,39 @@ def _has_token_ids(told: Answer, plain: Answer) -> bool:
     return counts and "prompt_token_ids" in told.body and "token_ids" not in plain.body
 
 
+def _names_by_id(told: Answer, plain: Answer) -> bool:
+    return told.body.count('"token_id:') >= told.num_generated and "token_id:" not in plain.body
+
+
+def _has_id(told: Answer, plain: Answer) -> bool:
+    return told.json["id"].endswith("-my-1") and not plain.json["id"].endswith("-my-1")
+
+
 def _has_prompt_logprobs(told: Answer, plain: Answer) -> bool:
     return '"prompt_logprobs":[null,{' in told.body and "prompt_logprobs" not in plain.body
 
 
-def generation_rows(max_tokens: int) -> tuple[Row, ...]:
-    """Of the two routes that have choices."""
+def _is_object(told: Answer, plain: Answer) -> bool:
+    return told.text.lstrip().startswith("{") and "{" not in plain.text
+
+
+_FORM = "structured_outputs."
+STRUCTURED_OUTPUTS = (
+    honoured(_FORM + "json", {"const": "xyz"}, says('"xyz"'), note="A schema, or its text."),
+    honoured(_FORM + "regex", "xyz", says("xyz")),
+    honoured(_FORM + "choice", ["xyz"], says("xyz")),
+    honoured(_FORM + "grammar", 'root ::= "xyz"', says("xyz"), note="GBNF, or Lark as llguidance reads it."),
+    honoured(_FORM + "json_object", True, _is_object),
+    no_effect(_FORM + "disable_fallback", True, needs={_FORM + "choice": ["xyz"]}),
+    refused(_FORM + "structural_tag", "{}"),
+    refused(_FORM + "whitespace_pattern", " "),
+    refused(_FORM + "disable_any_whitespace", True),
+    refused(_FORM + "disable_additional_properties", True),
+)
+
+
+def generation_rows(max_tokens: int, logprobs: bool | int) -> tuple[Row, ...]:
+    """Of the two routes that have choices. `logprobs`: how a route is asked for those of the chosen tokens alone."""
     return (
         *sampling_rows(max_tokens, {"max_tokens": 40, "ignore_eos": True}),
         honoured("n", 2, _two_choices),
@@ -135,13 +193,17 @@ def generation_rows(max_tokens: int) -> tuple[Row, ...]:
         honoured("max_tokens", 3, generates(3)),
         honoured("prompt_logprobs", 2, _has_prompt_logprobs),
         honoured("return_token_ids", True, _has_token_ids),
+        honoured("return_tokens_as_token_ids", True, _names_by_id, needs={"logprobs": logprobs}),
+        honoured(
+            "request_id", "my-1", _has_id, note="A part of the answer's id. The header `X-Request-Id` is for logs."
+        ),
         honoured(
             "response_format",
             {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": "xyz"}}},
             says('"xyz"'),
             note="`text`, `json_object`, `json_schema`; and TGI's `json` and `regex`.",
         ),
-        honoured("structured_outputs", {"choice": ["xyz"]}, says("xyz"), note="See the table of its members."),
+        *STRUCTURED_OUTPUTS,
         honoured("guided_json", {"const": "xyz"}, says('"xyz"')),
         honoured("guided_regex", "xyz", says("xyz"), note="vLLM's older name of `structured_outputs.regex`."),
         honoured("guided_choice", ["xyz"], says("xyz"), note="vLLM's older name of `structured_outputs.choice`."),

@@ -7,5 +7,6 @@ from tests.gateway.compatibility.completions import COMPLETIONS
 from tests.gateway.compatibility.messages import MESSAGES
 from tests.gateway.compatibility.native import GENERATE, ROOT
 from tests.gateway.compatibility.responses import RESPONSES
+from tests.gateway.compatibility.tokenizing import TOKENIZE
 
-TABLES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, ROOT, GENERATE)
+TABLES = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, TOKENIZE, ROOT, GENERATE)

@@ -141,6 +141,20 @@ def test_bias_is_added_once_per_token(logits: Tensor) -> None:
     assert torch.equal(in_company(sequence, logits), expected)
 
 
+def test_no_tokens_are_left_but_the_allowed_ones(logits: Tensor) -> None:
+    got = in_company(Known(params(allowed_token_ids=(3, 39, VOCAB)), [1]), logits)
+    assert (~got.isneginf()).nonzero().flatten().tolist() == [3, 39]
+    assert torch.equal(got[[3, 39]], logits[[3, 39]])
+
+
+def test_a_ban_of_an_allowed_token_yields_only_where_nothing_else_is_left(logits: Tensor) -> None:
+    got = in_company(Known(params(allowed_token_ids=(3, 39), bad_words=((3,),)), [1]), logits)
+    assert int(got.argmax()) == 39
+    alone = in_company(Known(params(allowed_token_ids=(3,), bad_words=((3,),)), [1]), logits)
+    assert int(alone.argmax()) == 3
+    assert alone.isfinite().sum() == 1
+
+
 def test_token_ids_outside_the_vocabulary_have_no_effect(logits: Tensor) -> None:
     fields = {
         "logit_bias": ((VOCAB, 5.0), (-1, 5.0)),

@@ -36,6 +36,7 @@ params = st.builds(
     stop_token_ids=st.lists(token_ids, max_size=2).map(tuple),
     logit_bias=st.lists(st.tuples(token_ids, st.floats(-5, 5, width=32)), max_size=3).map(tuple),
     bad_words=st.lists(st.lists(token_ids, max_size=2).map(tuple), max_size=3).map(tuple),
+    allowed_token_ids=st.lists(token_ids, max_size=3).map(tuple),
     logprobs=st.integers(-1, 3),
 )
 sequences = st.lists(
