@@ -36,7 +36,7 @@ def _is_called(told: Answer, plain: Answer) -> bool:
 
 
 def _one_call(told: Answer, plain: Answer) -> bool:
-    return len(_called(told)) == 1 < len(_called(plain))
+    return len(_called(told)) == 1 and told.num_generated < plain.num_generated  # which goes on to another call
 
 
 def _has_logprobs(told: Answer, plain: Answer) -> bool:

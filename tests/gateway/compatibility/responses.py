@@ -40,7 +40,7 @@ def _is_called(told: Answer, plain: Answer) -> bool:
 
 
 def _one_call(told: Answer, plain: Answer) -> bool:
-    return _num_calls(told) == 1 < _num_calls(plain)
+    return _num_calls(told) == 1 and told.num_generated < plain.num_generated  # which goes on to another call
 
 
 def _logprobs(answer: Answer) -> list[Any]:
