@@ -18,10 +18,10 @@ from torch.nn import functional
 from benchmarks.gpu.kernels import Built, Case
 from benchmarks.gpu.shapes import QWEN3_8B
 from benchmarks.gpu.timing import num_copies
-from engines.native.kernels import reference, triton_quantize
+from engines.native.kernels import reference, triton_int4_linear, triton_quantize
 from engines.native.kernels.quantized import Product
 from engines.native.kernels.triton_gemv import GemvConfig
-from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
 from engines.native.kernels.triton_quantized import make_product
@@ -68,25 +68,22 @@ TILES = {
 }
 INT4_TILES = {
     1: [
-        LinearConfig(16, 64, 128, split_k=4, num_stages=5),
-        LinearConfig(16, 64, 256, split_k=2, num_stages=4),
+        LinearConfig(16, 64, 256, split_k=2, num_stages=3),
         LinearConfig(16, 64, 256, split_k=4, num_stages=3),
-        LinearConfig(16, 64, 128, num_stages=6),
-        LinearConfig(16, 64, 256, num_stages=4),
-        LinearConfig(16, 32, 256, num_warps=2, num_stages=4),
-        LinearConfig(16, 128, 128, num_warps=8, num_stages=4),
+        LinearConfig(16, 64, 256, split_k=8, num_stages=3),
+        LinearConfig(16, 64, 256, num_stages=3),
+        LinearConfig(16, 64, 128, split_k=4),
+        LinearConfig(16, 64, 128),
     ],
     64: [
-        LinearConfig(64, 64, 128, num_stages=4),
-        LinearConfig(64, 64, 128, split_k=2),
-        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
         LinearConfig(64, 64, 256, num_stages=3),
-        LinearConfig(32, 64, 128),
+        LinearConfig(64, 64, 256, split_k=2, num_stages=3),
+        LinearConfig(64, 64, 128),
+        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
     ],
     256: [
-        LinearConfig(128, 128, 128, num_warps=8, num_stages=3),
         LinearConfig(128, 64, 128, num_stages=3),
-        LinearConfig(256, 64, 64, num_stages=4),
+        LinearConfig(128, 128, 128, num_warps=8, num_stages=3),
         LinearConfig(256, 128, 64, num_warps=8, num_stages=3),
     ],
 }
@@ -163,6 +160,10 @@ def _build_tinygemm(m: int, n: int, k: int, warm: bool) -> Built:
 
 def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
     made: dict[int, Product] = {}
+    packed: dict[int, Int4Weight] = {}
+
+    def int4(weight: QuantizedWeight) -> Int4Weight:
+        return packed.setdefault(weight.codes.data_ptr(), Int4Weight.of(weight))
 
     def chosen(x: Tensor, weight: QuantizedWeight) -> Tensor:
         return made.setdefault(weight.codes.data_ptr(), make_product(weight)).linear(x)
@@ -172,9 +173,12 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
         return
     if kind == "int4":
         for config in INT4_TILES.get(m, []):
-            yield _label(config), lambda x, weight, config=config: int4_linear(x, weight, pdl=True, config=config)
+            yield _label(config), lambda x, w, config=config: int4_linear(x, int4(w), pdl=True, config=config)
         if m >= 64:
-            yield "dequantize+cublas", lambda x, w: functional.linear(x, triton_quantize.dequantize(w, x.dtype))
+            yield (
+                "dequantize+cublas",
+                lambda x, w: functional.linear(x, triton_int4_linear.dequantize(int4(w), x.dtype)),
+            )
         return
     if m == 1:
         for config in BYTE_GEMV:

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=16384)
     parser.add_argument("--max-num-batched-tokens", type=int)
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
+    parser.add_argument("--quantize")
+    parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--profile", help="write a torch profiler table of the first workload to this file")
     args = parser.parse_args()
     section = NativeSettings(
@@ -42,6 +44,8 @@ def main() -> None:
         max_model_len=args.max_model_len,
         max_num_batched_tokens=args.max_num_batched_tokens,
         tensor_parallel_size=args.tensor_parallel_size,
+        quantize=args.quantize,
+        kv_cache_dtype=args.kv_cache_dtype,
         prefix_caching=False,
     )
     limits = measure_limits(prepare_device(section))

@@ -21,6 +21,7 @@ Ours, because torch's tinygemm is slower beyond one token than its plain product
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -40,6 +41,28 @@ from engines.native.kernels.triton_launch import (
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_split_k import finish_transposed
 from engines.native.quantization.weight import QuantizedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Int4Weight:
+    """A matrix [N, K] as the kernels here read it: a group's scale and offset come in one load."""
+
+    codes: Tensor  # [N, K / 8] int32, see int4.py
+    affine: Tensor  # [N, groups, 2] float16: scale, offset
+
+    @classmethod
+    def of(cls, weight: QuantizedWeight) -> Int4Weight:
+        """weight is of the format int4."""
+        offsets = torch.zeros_like(weight.scales) if weight.offsets is None else weight.offsets
+        return cls(weight.codes, torch.stack([weight.scales, offsets.to(weight.scales.dtype)], dim=2))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1] * 8
+
+    @property
+    def group_size(self) -> int:
+        return self.shape[1] // self.affine.shape[1]
 
 
 @triton.jit
@@ -96,8 +119,9 @@ def _scaled(codes, scales, offsets):
 
 
 @triton.jit
-def _weight_tile(words, scales, offsets, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ASM: tl.constexpr, dtype):
-    """Words [BLOCK_N, BLOCK_K / 8] and their groups' scales and offsets [BLOCK_N, groups] to weights [.., BLOCK_K]."""
+def _weight_tile(words, affine, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr,
+                 ASM: tl.constexpr, dtype):  # fmt: skip
+    """Words [BLOCK_N, BLOCK_K / 8] and scale, offset of their groups [BLOCK_N, GROUPS * 2] to weights [.., BLOCK_K]."""
     if ASM:
         p0, p1, p2, p3 = _code_pairs(words)
         low = tl.join(_two_bfloat16s(p0), _two_bfloat16s(p1))
@@ -108,8 +132,8 @@ def _weight_tile(words, scales, offsets, BLOCK_N: tl.constexpr, BLOCK_K: tl.cons
     codes = tl.join(low, high)  # [BLOCK_N, words, nibble // 4, nibble % 2, nibble // 2 % 2]
     codes = tl.reshape(codes, (BLOCK_N, BLOCK_K // 32, 4, 2, 2, 2))
     codes = tl.reshape(tl.permute(codes, (0, 1, 5, 4, 2, 3)), (BLOCK_N, BLOCK_K))
-    groups: tl.constexpr = scales.shape[1]
-    shape: tl.constexpr = (BLOCK_N, groups, BLOCK_K // groups)
+    scales, offsets = tl.split(tl.reshape(affine, (BLOCK_N, GROUPS, 2)))
+    shape: tl.constexpr = (BLOCK_N, GROUPS, BLOCK_K // GROUPS)
     scales = tl.reshape(tl.broadcast_to(scales[:, :, None], shape), (BLOCK_N, BLOCK_K))
     offsets = tl.reshape(tl.broadcast_to(offsets[:, :, None], shape), (BLOCK_N, BLOCK_K))
     if ASM:
@@ -118,31 +142,11 @@ def _weight_tile(words, scales, offsets, BLOCK_N: tl.constexpr, BLOCK_K: tl.cons
         return ((codes.to(tl.float32) - 8.0) * scales.to(tl.float32) + offsets.to(tl.float32)).to(dtype)
 
 
-@triton.jit
-def _load_tile(weight_ptr, scale_ptr, offset_ptr, rows, words, groups, row_words, row_groups, EVEN: tl.constexpr,
-               HAS_OFFSETS: tl.constexpr):  # fmt: skip
-    """Words, scales and offsets of some rows at some words and groups of theirs."""
-    at = rows[:, None] * row_groups + groups[None, :]
-    if EVEN:
-        tile = tl.load(weight_ptr + rows[:, None] * row_words + words[None, :])
-        scales = tl.load(scale_ptr + at)
-        offsets = tl.load(offset_ptr + at) if HAS_OFFSETS else tl.zeros_like(scales)
-    else:
-        tile = tl.load(
-            weight_ptr + rows[:, None] * row_words + words[None, :], mask=words[None, :] < row_words, other=0
-        )
-        mask = groups[None, :] < row_groups
-        scales = tl.load(scale_ptr + at, mask=mask, other=0.0)
-        offsets = tl.load(offset_ptr + at, mask=mask, other=0.0) if HAS_OFFSETS else tl.zeros_like(scales)
-    return tile, scales, offsets
-
-
 @kernel(varying=["M"])
 def _int4_linear_kernel(
     x_ptr,  # [M, K]
-    weight_ptr,  # int32 words [N, K / 8], or [2 * N, K / 8] if GATED
-    scale_ptr,  # [N or 2 * N, K / GROUP]
-    offset_ptr,  # the same, unused without HAS_OFFSETS
+    weight_ptr,  # int32 words [N, K / 8]
+    affine_ptr,  # [N, K / GROUP, 2]
     bias_ptr,
     out_ptr,  # [M, N]
     partial_ptr,  # [tiles, SPLIT_K, BLOCK_N, BLOCK_M] float32, unused with SPLIT_K == 1
@@ -155,12 +159,10 @@ def _int4_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,  # divides BLOCK_K, or the other way round
-    STEP_GROUPS: tl.constexpr,  # groups in BLOCK_K columns, at least 1
-    HAS_OFFSETS: tl.constexpr,
+    GROUPS: tl.constexpr,  # in BLOCK_K columns, at least 1
     SPLIT_K: tl.constexpr,
     EVEN: tl.constexpr,  # BLOCK_K divides K
     NUM_STAGES: tl.constexpr,
-    GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ASM: tl.constexpr,
     PREFETCH_WORDS: tl.constexpr,
@@ -171,10 +173,10 @@ def _int4_linear_kernel(
     tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_words = K // 32 * 4
-    row_groups = K // GROUP
-    if EVEN:  # what Triton can tell from this: rows are aligned
+    row_affine = K // GROUP * 2
+    if EVEN:  # from which Triton can tell that rows are aligned
         row_words = K // BLOCK_K * (BLOCK_K // 8)
-        row_groups = K // (STEP_GROUPS * GROUP) * STEP_GROUPS
+        row_affine = K // (GROUPS * GROUP) * (GROUPS * 2)
     num_steps = tl.cdiv(K, BLOCK_K)
     first_step = split * tl.cdiv(num_steps, SPLIT_K)
     last_step = tl.minimum(first_step + tl.cdiv(num_steps, SPLIT_K), num_steps)
@@ -182,67 +184,116 @@ def _int4_linear_kernel(
     if PDL and PREFETCH_WORDS > 0:
         first_word = first_step * (BLOCK_K // 8)
         prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_word, row_words, BLOCK_N, PREFETCH_WORDS)
-        if GATED:
-            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_word, row_words, BLOCK_N, PREFETCH_WORDS)
     wait_for_predecessor(PDL)
 
     rows = tl.minimum(features, N - 1).to(tl.int64)
-    x_rows = x_ptr + tokens.to(tl.int64)[:, None] * x_stride
+    words_at = weight_ptr + rows[:, None] * row_words + tl.arange(0, BLOCK_K // 8)[None, :]
+    affine_at = affine_ptr + rows[:, None] * row_affine + tl.arange(0, GROUPS * 2)[None, :]
+    x_at = x_ptr + tokens.to(tl.int64)[:, None] * x_stride + tl.arange(0, BLOCK_K)[None, :]
     used = (tokens < M)[:, None]
-    ks = tl.arange(0, BLOCK_K)
-    ws = tl.arange(0, BLOCK_K // 8)
-    gs = tl.arange(0, STEP_GROUPS)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    up = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for step in tl.range(first_step, last_step, num_stages=NUM_STAGES):
-        at = step * BLOCK_K + ks
-        words = step * (BLOCK_K // 8) + ws
-        groups = (step * STEP_GROUPS if GROUP < BLOCK_K else step * BLOCK_K // GROUP) + gs
-        mask = used if EVEN else used & (at < K)[None, :]
-        x = tl.load(x_rows + at[None, :], mask=mask, other=0.0)
-        codes, scales, offsets = _load_tile(
-            weight_ptr, scale_ptr, offset_ptr, rows, words, groups, row_words, row_groups, EVEN, HAS_OFFSETS
-        )
-        weight = _weight_tile(codes, scales, offsets, BLOCK_N, BLOCK_K, ASM, x.dtype)
+        group = step * GROUPS if GROUP < BLOCK_K else step * BLOCK_K // GROUP
+        if EVEN:
+            x = tl.load(x_at + step * BLOCK_K, mask=used, other=0.0)
+            words = tl.load(words_at + step * (BLOCK_K // 8))
+            affine = tl.load(affine_at + group * 2)
+        else:
+            left = K - step * BLOCK_K
+            x = tl.load(x_at + step * BLOCK_K, mask=used & (tl.arange(0, BLOCK_K) < left)[None, :], other=0.0)
+            in_row = (tl.arange(0, BLOCK_K // 8) * 8 < left)[None, :]
+            words = tl.load(words_at + step * (BLOCK_K // 8), mask=in_row, other=0)
+            in_row = (tl.arange(0, GROUPS * 2) // 2 * GROUP < left)[None, :]
+            affine = tl.load(affine_at + group * 2, mask=in_row, other=0.0)
+        weight = _weight_tile(words, affine, BLOCK_N, BLOCK_K, GROUPS, ASM, x.dtype)
         acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
-        if GATED:
-            codes, scales, offsets = _load_tile(
-                weight_ptr, scale_ptr, offset_ptr, rows + N, words, groups, row_words, row_groups, EVEN, HAS_OFFSETS
-            )
-            weight = _weight_tile(codes, scales, offsets, BLOCK_N, BLOCK_K, ASM, x.dtype)
-            up = tl.dot(weight, tl.trans(x), up, input_precision="ieee")
-    finish_transposed(acc, up, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N,
-                      SPLIT_K, GATED, HAS_BIAS)  # fmt: skip
+    finish_transposed(acc, acc, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N,
+                      SPLIT_K, False, HAS_BIAS)  # fmt: skip
+
+
+@kernel()
+def _dequantize_kernel(
+    weight_ptr,  # int32 words [N, K / 8]
+    affine_ptr,  # [N, K / GROUP, 2]
+    out_ptr,  # [N, K]
+    N,
+    K,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,  # divides K
+    GROUP: tl.constexpr,  # divides BLOCK_K, or the other way round
+    GROUPS: tl.constexpr,  # in BLOCK_K columns, at least 1
+    ASM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (cdiv(N, BLOCK_N), K / BLOCK_K)."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    step = tl.program_id(1)
+    release_successor(PDL)
+    wait_for_predecessor(PDL)
+    in_range = (rows < N)[:, None]
+    rows = rows.to(tl.int64)[:, None]
+    words = step * (BLOCK_K // 8) + tl.arange(0, BLOCK_K // 8)[None, :]
+    affine = step * BLOCK_K // GROUP * 2 + tl.arange(0, GROUPS * 2)[None, :]
+    columns = step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    weight = _weight_tile(
+        tl.load(weight_ptr + rows * (K // BLOCK_K * (BLOCK_K // 8)) + words, mask=in_range, other=0),
+        tl.load(affine_ptr + rows * (K // GROUP * 2) + affine, mask=in_range, other=0.0),
+        BLOCK_N, BLOCK_K, GROUPS, ASM, out_ptr.dtype.element_ty,
+    )  # fmt: skip
+    tl.store(out_ptr + rows * K + columns, weight, mask=in_range)
+
+
+def dequantize(weight: Int4Weight, dtype: torch.dtype, *, pdl: bool = False) -> Tensor:
+    """The matrix [N, K]; in bfloat16 with scales rounded to it, otherwise computed in float32 and rounded once."""
+    rows, columns = weight.shape
+    out = torch.empty((rows, columns), dtype=dtype, device=weight.codes.device)
+    block_k = 256
+    while columns % block_k or (block_k % weight.group_size and weight.group_size % block_k):
+        block_k //= 2
+    block_n = 4096 // block_k
+    _dequantize_kernel(
+        (div_ceil(rows, block_n), columns // block_k),
+        weight.codes,
+        weight.affine,
+        out,
+        rows,
+        columns,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        GROUP=weight.group_size,
+        GROUPS=max(block_k // weight.group_size, 1),
+        ASM=out.is_cuda and dtype == torch.bfloat16,
+        num_warps=4,
+        pdl=can_launch_early(out, pdl),
+    )
+    return out
 
 
 def int4_linear(
     x: Tensor,
-    weight: QuantizedWeight,
+    weight: Int4Weight,
     bias: Tensor | None = None,
     *,
-    gated: bool = False,
     out_dtype: torch.dtype | None = None,
     pdl: bool = False,
     config: LinearConfig | None = None,
 ) -> Tensor:
     """x [M, K], whose rows may be strided, times the weight [N, K] transposed, plus bias [N]; returns [M, N].
 
-    gated: the weight is [2 * N, K] and the result silu_and_mul of the product. K is a multiple of 32.
+    K is a multiple of 32.
     """
-    num_tokens, (rows, k) = x.shape[0], weight.shape
-    n = rows // 2 if gated else rows
-    config = config or choose_config(num_tokens, n, k, weight.group_size, gated)
+    num_tokens, (n, k) = x.shape[0], weight.shape
+    config = config or choose_config(num_tokens, n, k, weight.group_size)
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
     tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
     split_k = config.split_k
-    assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
+    assert split_k == 1 or tiles_n * tiles_m <= ARRIVAL_COUNTERS
     partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
     _int4_linear_kernel(
         (tiles_n, split_k, tiles_m),
         x,
         weight.codes,
-        weight.scales,
-        weight.scales if weight.offsets is None else weight.offsets,
+        weight.affine,
         weight.codes if bias is None else bias,
         out,
         torch.empty(partial_size, dtype=torch.float32, device=x.device),
@@ -255,15 +306,13 @@ def int4_linear(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         GROUP=weight.group_size,
-        STEP_GROUPS=max(config.block_k // weight.group_size, 1),
-        HAS_OFFSETS=weight.offsets is not None,
+        GROUPS=max(config.block_k // weight.group_size, 1),
         SPLIT_K=split_k,
         EVEN=k % config.block_k == 0,
         NUM_STAGES=config.num_stages,
-        GATED=gated,
         HAS_BIAS=bias is not None,
         ASM=x.is_cuda and x.dtype == torch.bfloat16,
-        PREFETCH_WORDS=config.prefetch_bytes // (rows // n * 4 * config.block_n),
+        PREFETCH_WORDS=config.prefetch_bytes // (4 * config.block_n),
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         pdl=can_launch_early(x, pdl and config.pdl),
@@ -272,11 +321,11 @@ def int4_linear(
 
 
 @functools.cache
-def choose_config(num_tokens: int, n: int, k: int, group_size: int, gated: bool) -> LinearConfig:
-    """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns."""
+def choose_config(num_tokens: int, n: int, k: int, group_size: int) -> LinearConfig:
+    """The tile for num_tokens tokens and a weight of n rows of k columns; measured on an H100."""
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
-    split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
-    block_k = 128
+    split_k = 1 if n > 8192 else 4 if block_m <= 32 else 2 if n * k > 2**25 else 1
+    block_k = 256 if block_m <= 64 else 128
     while block_k % group_size and group_size % block_k:
         block_k //= 2
-    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=4, pdl=n * k <= 2**25)
+    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=3, pdl=n * k <= 2**25)

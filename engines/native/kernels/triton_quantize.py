@@ -111,14 +111,13 @@ def quantize_tokens(
 
 @kernel()
 def _dequantize_kernel(
-    codes_ptr,  # [N, K] int8 or e4m3, or int32 words [N, K / 8] if WORDS
+    codes_ptr,  # [N, K] int8 or e4m3
     scale_ptr,  # [N, K / GROUP]
     offset_ptr,  # the same, unused without HAS_OFFSETS
     out_ptr,  # [N, K]
     K,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
-    WORDS: tl.constexpr,
     HAS_OFFSETS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -128,12 +127,7 @@ def _dequantize_kernel(
     mask = columns < K
     release_successor(PDL)
     wait_for_predecessor(PDL)
-    if WORDS:
-        words = tl.load(codes_ptr + row * (K // 8) + columns // 32 * 4 + columns % 8 // 2, mask=mask, other=0)
-        nibble = columns % 2 * 4 + columns // 16 % 2 * 2 + columns // 8 % 2
-        values = ((words >> (nibble * 4)) & 15).to(tl.float32) - 8.0
-    else:
-        values = tl.load(codes_ptr + row * K + columns, mask=mask, other=0.0).to(tl.float32)
+    values = tl.load(codes_ptr + row * K + columns, mask=mask, other=0.0).to(tl.float32)
     group = row * (K // GROUP) + columns // GROUP
     values *= tl.load(scale_ptr + group, mask=mask, other=0.0).to(tl.float32)
     if HAS_OFFSETS:
@@ -142,7 +136,7 @@ def _dequantize_kernel(
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype, *, pdl: bool = False) -> Tensor:
-    """QuantizedWeight.dequantize in one pass over memory, for the formats int8, fp8 and int4."""
+    """QuantizedWeight.dequantize in one pass over memory, for the formats int8 and fp8."""
     rows, columns = weight.shape
     out = torch.empty((rows, columns), dtype=dtype, device=weight.device)
     block = min(2048, next_power_of_2(columns))
@@ -155,7 +149,6 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype, *, pdl: bool = False
         columns,
         GROUP=weight.group_size,
         BLOCK=block,
-        WORDS=weight.format.codes_per_item > 1,
         HAS_OFFSETS=weight.offsets is not None,
         num_warps=4,
         pdl=can_launch_early(out, pdl),

@@ -1,9 +1,9 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
-One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that
-dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that have it
-(torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion. nf4 and fp4
-are bitsandbytes' own products throughout.
+One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens (INT4_TILE_ROWS of 4
+bits) have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
+that have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
+nf4 and fp4 are bitsandbytes' own products throughout.
 """
 
 # torch's product of e4m3 matrices has no public name.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.native.kernels import triton_quantize
+from engines.native.kernels import triton_int4_linear, triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product
-from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
 from engines.native.quantization.bitsandbytes import TABLES, load_library
@@ -31,6 +31,7 @@ BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
 """Numbers of tokens, one in each range that has kernels of its own."""
 
 TILE_ROWS = 256
+INT4_TILE_ROWS = 128
 SCALED_MM_ROWS = 64  # above as many tokens e4m3 activations pay
 
 
@@ -38,40 +39,54 @@ def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
     """The product of a weight on a GPU."""
     if weight.format.name in TABLES:
         return BitsAndBytesProduct.of(weight)
-    return TritonProduct(weight, pdl, _multiplies_e4m3(weight))
+    if weight.format.name == "int4":
+        return Int4Product(Int4Weight.of(weight), pdl)
+    return ByteProduct(weight, pdl, _multiplies_e4m3(weight))
 
 
 @dataclass(frozen=True, slots=True)
-class TritonProduct(Product):
-    """int8, fp8 or int4. `scaled_mm`: whether many tokens are multiplied in e4m3."""
+class Int4Product(Product):
+    """Norm and gate of one token are kernels of their own: a tile that takes them along reads x too often."""
+
+    weight: Int4Weight
+    pdl: bool
+
+    def tensors(self) -> list[Tensor]:
+        return [self.weight.codes, self.weight.affine]
+
+    def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        if x.shape[0] <= INT4_TILE_ROWS:
+            return int4_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
+        out = functional.linear(x, triton_int4_linear.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
+        return out if out_dtype is None else out.to(out_dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteProduct(Product):
+    """int8 or fp8. `scaled_mm`: whether many tokens are multiplied in e4m3."""
 
     weight: QuantizedWeight
     pdl: bool
     scaled_mm: bool
-
-    @property
-    def in_bytes(self) -> bool:
-        return self.weight.format.codes_per_item == 1
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.weight.codes, self.weight.scales, self.weight.offsets) if t is not None]
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         num_tokens = x.shape[0]
-        if num_tokens == 1 and self.in_bytes:
+        if num_tokens == 1:
             return quantized_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
         if self.scaled_mm and num_tokens > SCALED_MM_ROWS:
             codes, scales, _ = triton_quantize.quantize_tokens(x, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, out_dtype)
         if num_tokens <= TILE_ROWS:
-            tiles = quantized_linear if self.in_bytes else int4_linear
-            return tiles(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
+            return quantized_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_quantize.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
 
     def norm_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
                     bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if x.shape[0] == 1 and self.in_bytes:
+        if x.shape[0] == 1:
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl
             )
@@ -83,7 +98,7 @@ class TritonProduct(Product):
     def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
                           bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         num_tokens = x.shape[0]
-        if num_tokens == 1 and self.in_bytes:
+        if num_tokens == 1:
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
             )
@@ -93,8 +108,7 @@ class TritonProduct(Product):
             normed, total = ops.rms_norm(x, norm_weight, eps), x
         else:
             normed, total = ops.add_rms_norm(x, residual, norm_weight, eps)
-        tiles = quantized_linear if self.in_bytes else int4_linear
-        return tiles(normed, self.weight, bias, gated=True, pdl=self.pdl), total
+        return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total
 
     def _scaled(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype,
                 out_dtype: torch.dtype | None) -> Tensor:  # fmt: skip

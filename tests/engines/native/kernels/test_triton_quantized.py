@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from engines.native.kernels import reference, triton_quantize
+from engines.native.kernels import reference, triton_int4_linear, triton_quantize
 from engines.native.kernels.triton_gemv import GemvConfig
-from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
 from engines.native.kernels.triton_launch import arrival_counters
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
@@ -86,17 +86,22 @@ def test_product_of_few_tokens(
     x = torch.randn(num_tokens, COLUMNS, device=device).to(dtype)
     bias = torch.randn(2 * ROWS, device=device).to(dtype)
     expected = reference.linear(x, weight.dequantize(dtype), bias)
-    linear = int4_linear if weight.format is INT4 else quantized_linear
-    assert_close(linear(x, weight, bias, config=config), expected)
-    if config is None or config.split_k == 1:
-        assert_close(linear(x, weight, bias, gated=True, config=config), reference.silu_and_mul(expected))
+    if weight.format is INT4:
+        assert_close(int4_linear(x, Int4Weight.of(weight), bias, config=config), expected)
+    else:
+        assert_close(quantized_linear(x, weight, bias, config=config), expected)
+        if config is None or config.split_k == 1:
+            assert_close(quantized_linear(x, weight, bias, gated=True, config=config), reference.silu_and_mul(expected))
     assert not arrival_counters(device).any()
 
 
 @FORMATS
 def test_a_weight_is_dequantized_to_the_bit(kind: str, device: torch.device) -> None:
     weight = quantized(kind, ROWS, COLUMNS, device)
-    assert torch.equal(triton_quantize.dequantize(weight, torch.float32), weight.dequantize())
+    if weight.format is INT4:
+        assert torch.equal(triton_int4_linear.dequantize(Int4Weight.of(weight), torch.float32), weight.dequantize())
+    else:
+        assert torch.equal(triton_quantize.dequantize(weight, torch.float32), weight.dequantize())
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["plain", "normed"])
