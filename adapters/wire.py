@@ -108,8 +108,8 @@ class Refused:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "description": f"Refused: {self.reason}"}
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:  # noqa: ARG002
+        return {"enum": [None, *self.harmless], "description": f"Refused: {self.reason}"}
 
     def _check(self, value: object) -> None:
         if value is not None and value not in self.harmless:

@@ -13,42 +13,7 @@ from functools import cache
 from typing import Any
 
 from adapters.openapi import openapi_schemas
-
-_REFUSALS = {
-    400: "The request cannot be honoured; `param` names the field.",
-    401: "The server wants its API key.",
-    404: "No model, or no route, of that name.",
-    405: "The route does not answer this method; `Allow` lists those that it does.",
-    413: "The body is larger than this server accepts.",
-    415: "The body is not declared as application/json, or is compressed.",
-    500: "The generation failed, or a bug; the message names the request's id.",
-    502: "A remote engine's upstream failed.",
-    503: "The engine is starting, stopping, dead, or its queue is full (then with `Retry-After`).",
-    504: "A remote engine's upstream did not answer in time.",
-}
-_GENERATES = (400, 401, 404, 405, 413, 415, 500, 502, 503, 504)
-_STORED = (400, 401, 404, 405)
-_COUNTS = (400, 401, 404, 405, 413, 415, 500, 503)
-
-_NATIVE_REFUSALS = {
-    400: "The body is not JSON.",
-    401: _REFUSALS[401],
-    404: "No model of that name.",
-    413: _REFUSALS[413],
-    415: _REFUSALS[415],
-    422: "The request cannot be honoured; the message names the parameter.",
-    424: "The generation failed.",
-    429: "As many requests are being answered as this server takes.",
-    500: "A bug; the message names the request's id.",
-    503: "The engine is starting, stopping or dead.",
-}
-
-_MESSAGES_REFUSALS = {
-    **_REFUSALS,
-    400: "The request cannot be honoured; the message names the field.",
-    503: "The engine is starting, stopping or dead.",
-    529: "The engine's queue is full, or as many requests are being answered as this server takes.",
-}
+from gateway.openapi_refusals import COUNTS, GENERATES, NATIVE, STORED, TOKENIZES, refusal_components
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +25,11 @@ class _Operation:
     summary: str
     answer: str | Mapping[str, Any] | None  # None: no body
     body: str | Mapping[str, Any] | None = None
-    chunk: str | None = None  # one server-sent event, where the answer may be streamed
+    chunks: Sequence[str] = ()  # what the data of one server-sent event may be, where the answer may be streamed
     refusals: Sequence[int] = ()
     media_type: str = "application/json"
     unhealthy: bool = False  # 503 has the answer's own shape
-    refusal: str = "Refusal"  # kind of component: in OpenAI's shape, "NativeRefusal" in TGI's, "MessagesRefusal"
+    refusal: str = "Refusal"  # kind of component, see openapi_refusals.py
 
 
 _HEALTH_SCHEMA = {
@@ -107,8 +72,8 @@ def _native(
         summary,
         answer,
         body,
-        chunk="NativeStreamEvent" if stream else None,
-        refusals=tuple(_NATIVE_REFUSALS),
+        chunks=("NativeStreamEvent", "NativeError") if stream else (),
+        refusals=NATIVE,
         refusal="NativeRefusal",
     )
 
@@ -122,8 +87,8 @@ OPERATIONS = (
         "Answer a conversation, whole or as a stream of server-sent events that ends in `[DONE]`.",
         "ChatCompletion",
         body="ChatCompletionRequest",
-        chunk="ChatCompletionChunk",
-        refusals=_GENERATES,
+        chunks=("ChatCompletionChunk", "ErrorBody"),
+        refusals=GENERATES,
     ),
     _Operation(
         "post",
@@ -131,8 +96,8 @@ OPERATIONS = (
         "Continue one or several prompts, whole or as a stream of server-sent events that ends in `[DONE]`.",
         "Completion",
         body="CompletionRequest",
-        chunk="CompletionChunk",
-        refusals=_GENERATES,
+        chunks=("CompletionChunk", "ErrorBody"),
+        refusals=GENERATES,
     ),
     _Operation(
         "post",
@@ -140,26 +105,26 @@ OPERATIONS = (
         "OpenAI Responses: answer items, whole or as a stream of named server-sent events.",
         "ResponseObject",
         body="ResponsesRequest",
-        chunk="ResponseEvent",
-        refusals=_GENERATES,
+        chunks=("ResponseEvent",),
+        refusals=GENERATES,
     ),
-    _Operation("get", "/v1/responses/{response_id}", "A stored response.", "ResponseObject", refusals=_STORED),
+    _Operation("get", "/v1/responses/{response_id}", "A stored response.", "ResponseObject", refusals=STORED),
     _Operation(
-        "delete", "/v1/responses/{response_id}", "Forget a stored response.", "DeletedResponse", refusals=_STORED
+        "delete", "/v1/responses/{response_id}", "Forget a stored response.", "DeletedResponse", refusals=STORED
     ),
     _Operation(
         "post",
         "/v1/responses/{response_id}/cancel",
         "Refused: responses are not made in the background.",
         None,
-        refusals=_STORED,
+        refusals=STORED,
     ),
     _Operation(
         "get",
         "/v1/responses/{response_id}/input_items",
         "What was sent for a stored response.",
         "ItemList",
-        refusals=_STORED,
+        refusals=STORED,
     ),
     _Operation(
         "post",
@@ -167,8 +132,8 @@ OPERATIONS = (
         "Anthropic Messages: answer a conversation, whole or as a stream of named server-sent events.",
         "MessageObject",
         body="MessagesRequest",
-        chunk="MessageEvent",
-        refusals=(*_GENERATES, 529),
+        chunks=("MessageEvent",),
+        refusals=(*GENERATES, 529),
         refusal="MessagesRefusal",
     ),
     _Operation(
@@ -177,7 +142,7 @@ OPERATIONS = (
         "Anthropic Messages: how many tokens a conversation has.",
         "TokenCount",
         body="CountTokensRequest",
-        refusals=_COUNTS,
+        refusals=COUNTS,
         refusal="MessagesRefusal",
     ),
     _Operation("get", "/v1/models", "List every model name.", "ModelList", refusals=(405,)),
@@ -189,17 +154,18 @@ OPERATIONS = (
         "/tokenize",
         "Token ids of a text or a conversation, in vLLM's shape; in TGI's for a body with `inputs`.",
         {"oneOf": [_ref("TokenizeAnswer"), {"type": "array", "items": _ref("NativeTokenSpan")}]},
-        {"oneOf": [_ref("TokenizeRequest"), _ref("NativeRequest")]},
-        refusals=_COUNTS,
+        {"anyOf": [_ref("TokenizeRequest"), _ref("NativeRequest")]},
+        refusals=TOKENIZES,
+        refusal="TokenizeRefusal",
     ),
-    _Operation("post", "/detokenize", "Text of token ids.", "DetokenizeAnswer", "DetokenizeRequest", refusals=_COUNTS),
+    _Operation("post", "/detokenize", "Text of token ids.", "DetokenizeAnswer", "DetokenizeRequest", refusals=COUNTS),
     _Operation(
         "post",
         "/v1/watermark/detect",
         "How surely a text, or token ids, carry a watermark.",
         "WatermarkDetection",
         "DetectRequest",
-        refusals=_COUNTS,
+        refusals=COUNTS,
     ),
     _Operation("get", "/health/ready", "Whether and how each engine can answer.", _HEALTH_SCHEMA, unhealthy=True),
     _Operation("get", "/health/live", "200 without a body, whatever the engines do.", None),
@@ -232,9 +198,6 @@ def openapi_document(version: str) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _describe(operation)
-    refusal = {"application/json": {"schema": _schema("ErrorBody")}}
-    native = {"application/json": {"schema": _schema("NativeError")}}
-    messages = {"application/json": {"schema": _schema("MessagesError")}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -245,17 +208,7 @@ def openapi_document(version: str) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": openapi_schemas(),
-            "responses": {
-                f"Refusal{status}": {"description": text, "content": refusal} for status, text in _REFUSALS.items()
-            }
-            | {
-                f"NativeRefusal{status}": {"description": text, "content": native}
-                for status, text in _NATIVE_REFUSALS.items()
-            }
-            | {
-                f"MessagesRefusal{status}": {"description": text, "content": messages}
-                for status, text in _MESSAGES_REFUSALS.items()
-            },
+            "responses": refusal_components(),
             "headers": {
                 "X-Request-Id": {
                     "description": "The request's id: the one that the client sent, or a new one.",
@@ -280,8 +233,13 @@ def _schema(kind: str | Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _describe(operation: _Operation) -> dict[str, Any]:
     content = {} if operation.answer is None else {operation.media_type: {"schema": _schema(operation.answer)}}
-    if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": _schema(operation.chunk)}
+    if operation.chunks:
+        content["text/event-stream"] = {
+            "schema": {
+                "description": "The `data` of each event. OpenAI's chat and completions end with one more, `[DONE]`.",
+                "anyOf": [_ref(chunk) for chunk in operation.chunks],
+            }
+        }
     answer = {
         "description": operation.summary,
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
