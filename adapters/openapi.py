@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from adapters.anthropic_errors import MessagesError
+from adapters.anthropic_models import ModelInfo, ModelPage
 from adapters.anthropic_types import CountTokensRequest, MessageEvent, MessageObject, MessagesRequest, TokenCount
 from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
@@ -50,6 +51,8 @@ _ANSWERS = (
     MessagesError,
     ModelList,
     ModelObject,
+    ModelPage,
+    ModelInfo,
     TokenizeAnswer,
     DetokenizeAnswer,
     WatermarkDetection,

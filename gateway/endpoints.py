@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.adapter import Adapter, Exchange
 from adapters.anthropic_messages import count_body, parse_count
+from adapters.anthropic_models import VERSION_HEADER, model_info_body, model_page_body
 from adapters.openai_models import model_body, model_list_body
 from adapters.tokenize import detokenize_body, parse_detokenize, parse_tokenize, tokenize_body
 from adapters.watermark import detect_body, parse_detect
@@ -138,8 +139,13 @@ def detect_watermark(catalog: Catalog) -> Handler:
 
 
 def list_models(catalog: Catalog) -> Handler:
-    async def models(_: Request) -> Response:
-        return Response(model_list_body(catalog.cards()), media_type=JSON)
+    """GET /v1/models, in the shape of whose API the client speaks."""
+
+    async def models(request: Request) -> Response:
+        cards = catalog.cards()
+        if VERSION_HEADER in request.headers:
+            return Response(model_page_body(cards, request.query_params.multi_items()), media_type=JSON)
+        return Response(model_list_body(cards), media_type=JSON)
 
     return models
 
@@ -147,7 +153,8 @@ def list_models(catalog: Catalog) -> Handler:
 def retrieve_model(catalog: Catalog) -> Handler:
     async def model(request: Request) -> Response:
         name: str = request.path_params["model"]
-        return Response(model_body(catalog.resolve(name).card, name), media_type=JSON)
+        body = model_info_body if VERSION_HEADER in request.headers else model_body
+        return Response(body(catalog.resolve(name).card, name), media_type=JSON)
 
     return model
 

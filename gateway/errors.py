@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.anthropic_errors import messages_error_body, messages_status
+from adapters.anthropic_models import VERSION_HEADER
 from adapters.openai_errors import error_body
 from adapters.tgi_errors import native_error_body, native_status
 from engines.errors import (
@@ -100,6 +101,9 @@ NATIVE_PATHS = frozenset(
 MESSAGES_PATH = "/v1/messages"
 """Anthropic's API: its routes, and what is unknown below them."""
 
+MODELS_PATH = "/v1/models"
+"""OpenAI's API and Anthropic's: the latter where the client says its version."""
+
 # What an upstream says about the gateway's own credentials or proxy is not the client's doing.
 _NOT_THE_CLIENTS = frozenset({401, 403, 407})
 
@@ -146,17 +150,19 @@ def error_response(error: HeadraceError, render: Render = error_body) -> Respons
     return Response(render(error, status), status, headers_of(error), media_type="application/json")
 
 
-def _shape_at(path: str) -> Render:
+def _shape_of(request: Request) -> Render:
     """In which shape is refused what no adapter has looked at."""
+    path = request.url.path
     if path in NATIVE_PATHS:
         return native_error_body
-    return messages_error_body if path.startswith(MESSAGES_PATH) else error_body
+    anthropic = path.startswith(MESSAGES_PATH) or (path.startswith(MODELS_PATH) and VERSION_HEADER in request.headers)
+    return messages_error_body if anthropic else error_body
 
 
 async def on_headrace_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
     record_of(request.scope).fail(error)
-    return error_response(error, _shape_at(request.url.path))
+    return error_response(error, _shape_of(request))
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

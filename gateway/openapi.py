@@ -25,7 +25,9 @@ class _Operation:
     summary: str
     answer: str | Mapping[str, Any] | None  # None: no body
     body: str | Mapping[str, Any] | None = None
-    chunks: Sequence[str] = ()  # what the data of one server-sent event may be, where the answer may be streamed
+    chunks: Sequence[str] = ()  # what one server-sent event's data may be, where the answer may be streamed
+    parameters: Sequence[str] = ()  # beside those of every route and those of the path
+    ends_in_done: bool = False  # of a stream
     refusals: Sequence[int] = ()
     media_type: str = "application/json"
     unhealthy: bool = False  # 503 has the answer's own shape
@@ -80,6 +82,27 @@ def _native(
 
 _ONE_RESPONSE = {"type": "array", "minItems": 1, "maxItems": 1, "items": _ref("NativeResponse")}
 
+
+def _parameter(name: str, place: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "description": description, "schema": {"type": "string"}}
+
+
+_PARAMETERS = {
+    one["name"]: one
+    for one in (
+        _parameter(
+            "X-Request-Id",
+            "header",
+            "An id to find the request by in logs and answers. One that is longer than 128 characters, or that cannot "
+            "stand in a log line, is replaced.",
+        ),
+        _parameter("anthropic-version", "header", "Any version: the answer is in the shape of Anthropic's API."),
+        _parameter("limit", "query", "How many names a page has, with `anthropic-version`: 1 to 1000, default 20."),
+        _parameter("after_id", "query", "The page after this name, with `anthropic-version`."),
+        _parameter("before_id", "query", "The page before this name, with `anthropic-version`."),
+    )
+}
+
 OPERATIONS = (
     _Operation(
         "post",
@@ -88,6 +111,7 @@ OPERATIONS = (
         "ChatCompletion",
         body="ChatCompletionRequest",
         chunks=("ChatCompletionChunk", "ErrorBody"),
+        ends_in_done=True,
         refusals=GENERATES,
     ),
     _Operation(
@@ -97,6 +121,7 @@ OPERATIONS = (
         "Completion",
         body="CompletionRequest",
         chunks=("CompletionChunk", "ErrorBody"),
+        ends_in_done=True,
         refusals=GENERATES,
     ),
     _Operation(
@@ -132,7 +157,7 @@ OPERATIONS = (
         "Anthropic Messages: answer a conversation, whole or as a stream of named server-sent events.",
         "MessageObject",
         body="MessagesRequest",
-        chunks=("MessageEvent",),
+        chunks=("MessageEvent", "MessagesError"),
         refusals=(*GENERATES, 529),
         refusal="MessagesRefusal",
     ),
@@ -145,9 +170,23 @@ OPERATIONS = (
         refusals=COUNTS,
         refusal="MessagesRefusal",
     ),
-    _Operation("get", "/v1/models", "List every model name.", "ModelList", refusals=(405,)),
     _Operation(
-        "get", "/v1/models/{model}", "One model; names may contain slashes.", "ModelObject", refusals=(404, 405)
+        "get",
+        "/v1/models",
+        "List every model name; in pages, as Anthropic does, for a client that sends `anthropic-version`.",
+        {"anyOf": [_ref("ModelList"), _ref("ModelPage")]},
+        parameters=("anthropic-version", "limit", "after_id", "before_id"),
+        refusals=(400, 405),
+        refusal="ModelsRefusal",
+    ),
+    _Operation(
+        "get",
+        "/v1/models/{model}",
+        "One model; names may contain slashes.",
+        {"anyOf": [_ref("ModelObject"), _ref("ModelInfo")]},
+        parameters=("anthropic-version",),
+        refusals=(404, 405),
+        refusal="ModelsRefusal",
     ),
     _Operation(
         "post",
@@ -215,14 +254,7 @@ def openapi_document(version: str) -> dict[str, Any]:
                     "schema": {"type": "string"},
                 }
             },
-            "parameters": {
-                "X-Request-Id": {
-                    "name": "X-Request-Id",
-                    "in": "header",
-                    "description": "An id to find the request by in logs and answers.",
-                    "schema": {"type": "string", "maxLength": 128},
-                }
-            },
+            "parameters": _PARAMETERS,
         },
     }
 
@@ -234,12 +266,7 @@ def _schema(kind: str | Mapping[str, Any]) -> Mapping[str, Any]:
 def _describe(operation: _Operation) -> dict[str, Any]:
     content = {} if operation.answer is None else {operation.media_type: {"schema": _schema(operation.answer)}}
     if operation.chunks:
-        content["text/event-stream"] = {
-            "schema": {
-                "description": "The `data` of each event. OpenAI's chat and completions end with one more, `[DONE]`.",
-                "anyOf": [_ref(chunk) for chunk in operation.chunks],
-            }
-        }
+        content["text/event-stream"] = {"schema": _event(operation)}
     answer = {
         "description": operation.summary,
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
@@ -254,7 +281,7 @@ def _describe(operation: _Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.method + ("".join(word.capitalize() for word in _words(operation.path)) or "Root"),
         "summary": operation.summary,
-        "parameters": [{"$ref": "#/components/parameters/X-Request-Id"}],
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in ("X-Request-Id", *operation.parameters)],
         "responses": responses,
     }
     for name in re.findall(r"{(\w+)}", operation.path):
@@ -265,6 +292,20 @@ def _describe(operation: _Operation) -> dict[str, Any]:
             "content": {"application/json": {"schema": _schema(operation.body)}},
         }
     return described
+
+
+def _event(operation: _Operation) -> dict[str, Any]:
+    """One server-sent event, as OpenAPI 3.2 describes them: an object of its fields, whose data is JSON."""
+    chunks = [_ref(chunk) for chunk in operation.chunks]
+    data: dict[str, Any] = {"contentMediaType": "application/json", "contentSchema": {"anyOf": chunks}}
+    if operation.ends_in_done:
+        data = {"anyOf": [data, {"const": "[DONE]", "description": "The last event."}]}
+    return {
+        "type": "object",
+        "description": "One of the stream's server-sent events.",
+        "required": ["data"],
+        "properties": {"event": {"type": "string"}, "data": {"type": "string", **data}},
+    }
 
 
 def _words(path: str) -> list[str]:

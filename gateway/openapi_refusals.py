@@ -1,7 +1,8 @@
 """The refusals in /openapi.json: which statuses the routes refuse with, why, and in whose shape.
 
-Four kinds of component, named after their shape and status: "Refusal404" in OpenAI's, "NativeRefusal404" in TGI's,
-"MessagesRefusal404" in Anthropic's, and "TokenizeRefusal404", which is in OpenAI's or TGI's, as the body was.
+Five kinds of component, named after their shape and status: "Refusal404" in OpenAI's, "NativeRefusal404" in TGI's,
+"MessagesRefusal404" in Anthropic's; "TokenizeRefusal404" in OpenAI's or TGI's, as the body was, and "ModelsRefusal404"
+in OpenAI's or Anthropic's, as the headers were.
 """
 
 from __future__ import annotations
@@ -46,12 +47,17 @@ _MESSAGES_REFUSALS = {
 }
 
 NATIVE = tuple(_NATIVE_REFUSALS)
+_MODELS = (400, 404, 405)
 TOKENIZES = (*COUNTS, 422)
 
 _KINDS: Mapping[str, tuple[Mapping[int, str], tuple[str, ...]]] = {
     "Refusal": (_REFUSALS, ("ErrorBody",)),
     "NativeRefusal": (_NATIVE_REFUSALS, ("NativeError",)),
     "MessagesRefusal": (_MESSAGES_REFUSALS, ("MessagesError",)),
+    "ModelsRefusal": (
+        {**{status: _REFUSALS[status] for status in _MODELS}, 400: "A parameter of the query cannot be honoured."},
+        ("ErrorBody", "MessagesError"),
+    ),
     "TokenizeRefusal": ({**_REFUSALS, 422: _NATIVE_REFUSALS[422]}, ("ErrorBody", "NativeError")),
 }
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import anthropic
 import httpx
 import pytest
-from anthropic import Anthropic, AsyncAnthropic
+from anthropic import Anthropic, AsyncAnthropic, beta_tool
+from pydantic import BaseModel
 
 from config.engines import EchoSettings
 from engines.echo import EchoEngine
@@ -104,6 +105,33 @@ async def test_async_and_beta_clients_stream(live: Live):
         assert answer.content
 
 
+def test_models_are_listed_in_pages_and_retrieved(native: Anthropic):
+    whole = native.models.list()
+    assert [model.id for model in whole] == ["smollm2", "smollm2-alias"]
+    assert (whole.has_more, whole.first_id, whole.last_id) == (False, "smollm2", "smollm2-alias")
+    first = native.models.list(limit=1)
+    assert (len(first.data), first.has_more) == (1, True)
+    assert [model.id for model in first] == [model.id for model in whole]
+    assert [model.id for model in native.models.list(before_id="smollm2-alias", limit=1)] == ["smollm2"]
+    model = native.models.retrieve("smollm2-alias")
+    assert (model.type, model.display_name, model.lifecycle) == ("model", "smollm2-alias", "active")
+    assert model.created_at.tzinfo is not None
+    assert model.max_input_tokens is not None
+    with pytest.raises(anthropic.NotFoundError):
+        native.models.retrieve("no/such-model")
+    with pytest.raises(anthropic.BadRequestError, match="after_id"):
+        native.models.list(after_id="no-such-model")
+    with pytest.raises(anthropic.BadRequestError, match="limit"):
+        native.models.list(limit=0)
+
+
+async def test_models_are_listed_to_async_and_beta_clients(live: Live):
+    async with AsyncAnthropic(base_url=live.url, api_key="none", max_retries=0) as client:
+        assert live.model in [model.id async for model in client.models.list()]
+        assert live.model in [model.id async for model in client.beta.models.list(lifecycle=["active"])]
+        assert [model.id async for model in client.models.list(lifecycle=["retired"])] == []
+
+
 # --- on a real model --------------------------------------------------------------------------------------------------
 
 
@@ -141,6 +169,59 @@ def test_a_schema_is_kept_to(native: Anthropic):
     bad: Any = {"format": {"type": "json_schema", "schema": {"not": {}}}}
     with pytest.raises(anthropic.BadRequestError, match=r"output_config\.format\.schema"):
         native.messages.create(model="smollm2", messages=MESSAGES, output_config=bad, **SHORT)
+
+
+class Number(BaseModel):
+    n: Literal[1, 2]
+
+
+def test_parse_gives_the_pydantic_model_streamed_too(native: Anthropic):
+    asked: Any = {"model": "smollm2", "messages": MESSAGES, "output_format": Number, **SHORT}
+    whole = native.messages.parse(**asked)
+    assert isinstance(whole.parsed_output, Number)
+    with native.messages.stream(**asked) as stream:
+        kinds = {event.type for event in stream}
+        assert stream.get_final_message().parsed_output == whole.parsed_output
+    assert {"message_start", "content_block_start", "text", "content_block_stop", "message_stop"} <= kinds
+
+
+async def test_async_helpers_equal_the_sync_ones(native: Anthropic, native_live: Live):
+    asked: Any = {"model": "smollm2", "messages": MESSAGES, "output_format": Number, **SHORT}
+    whole = native.messages.parse(**asked)
+    async with AsyncAnthropic(base_url=native_live.url, api_key="none", max_retries=0, timeout=300) as client:
+        assert (await client.messages.parse(**asked)).parsed_output == whole.parsed_output
+        async with client.messages.stream(**asked) as stream:
+            text = "".join([piece async for piece in stream.text_stream])
+            final = await stream.get_final_message()
+    assert final.parsed_output == whole.parsed_output
+    assert text == text_of(final) == text_of(whole)
+
+
+def test_tools_that_are_functions_are_called_and_their_results_fed_back(native: Anthropic):
+    asked: list[int] = []
+
+    @beta_tool
+    def double(number: Literal[1, 2]) -> str:
+        """Doubles a number.
+
+        Args:
+            number: which one
+        """
+        asked.append(number)
+        return str(2 * number)
+
+    runner = native.beta.messages.tool_runner(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Double 2."}],
+        tools=[double],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        max_iterations=2,
+        max_tokens=60,
+    )
+    reasons = [message.stop_reason for message in runner]
+    assert reasons == ["tool_use", "tool_use"]
+    assert asked
+    assert set(asked) <= {1, 2}
 
 
 # --- the key, and errors that only a gateway has ----------------------------------------------------------------------

@@ -136,12 +136,19 @@ async def test_every_chunk_fits_its_schema(path: str, fields: dict[str, Any]):
     options = {"stream_options": {"include_usage": True, "continuous_usage_stats": True}} if "v1" in path else {}
     call = await post(await echo_app(), path, {**fields, "stream": True, **options}).run()
     schema = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    data = schema["properties"]["data"]
+    assert ("anyOf" in data) == ("v1" in path)
+    assert schema["required"] == ["data"]
+    if "anyOf" in data:
+        data, done = data["anyOf"]
+        assert done["const"] == "[DONE]"
+    assert data["contentMediaType"] == "application/json"
     events = call.events()
     assert len(events) > 3
     assert (events[-1] == "[DONE]") == ("v1" in path)
     for event in events:
         if event != "[DONE]":
-            check(schema, event)
+            check(data["contentSchema"], event)
 
 
 @pytest.mark.parametrize(
