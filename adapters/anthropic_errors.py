@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -24,9 +24,19 @@ _TYPES = {
 }
 
 
+class RefusalDetails(TypedDict):
+    error_code: Literal["thread_unsupported_request"]
+    unsupported: list[str]
+
+
+NO_THREADS: RefusalDetails = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""Said when `thread` is refused: Anthropic's SDK, whose tool runner asks for one, then sends conversations whole."""
+
+
 class MessagesErrorDetail(TypedDict):
     type: str
     message: str
+    details: NotRequired[RefusalDetails]
 
 
 class MessagesError(TypedDict):
@@ -43,7 +53,10 @@ def messages_error(error: HeadraceError, status: int) -> MessagesError:
     kind = _TYPES.get(messages_status(error, status))
     if kind is None:
         kind = "invalid_request_error" if 400 <= status < 500 else "api_error"
-    return {"type": "error", "error": {"type": kind, "message": clip(_message(error), MAX_ERROR_CHARS)}}
+    detail: MessagesErrorDetail = {"type": kind, "message": clip(_message(error), MAX_ERROR_CHARS)}
+    if isinstance(error, InvalidRequest) and error.field == "thread":
+        detail["details"] = NO_THREADS
+    return {"type": "error", "error": detail}
 
 
 def _message(error: HeadraceError) -> str:

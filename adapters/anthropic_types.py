@@ -192,6 +192,7 @@ class MessagesRequest(CountTokensRequest):
 
     container: Annotated[Any, Refused("containers are not supported")] = None
     diagnostics: Annotated[Any, Refused("diagnostics are not supported")] = None
+    thread: Annotated[Any, Refused("conversations are not kept here; send them whole")] = None
 
     def check_combinations(self) -> None:
         super().check_combinations()

@@ -72,11 +72,11 @@ ROWS = (
     refused("mcp_servers", [{"name": "x"}]),
     refused("container", "x"),
     refused("diagnostics", {}),
+    refused("thread", {"type": "create"}, note="In beta; the SDK's tool runner then sends conversations whole."),
     *unknown(
         {
             "kv_transfer_params": ({}, "vLLM's; a prompt is computed where it is answered."),
-            "compaction": ({}, "In beta with Anthropic, as are the four below; conversations are not compacted."),
-            "thread": ({}, "Conversations are sent whole."),
+            "compaction": ({}, "In beta with Anthropic, as are the three below; conversations are not compacted."),
             "billing_policy": ("x", "Nothing is billed here."),
             "fallbacks": ([], "Another model is another request."),
             "fallback_credit_token": ("x", "Nothing is billed here."),
