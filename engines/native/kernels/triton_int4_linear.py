@@ -21,7 +21,7 @@ Ours, because torch's tinygemm is slower beyond one token than its plain product
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -323,9 +323,18 @@ def int4_linear(
 @functools.cache
 def choose_config(num_tokens: int, n: int, k: int, group_size: int) -> LinearConfig:
     """The tile for num_tokens tokens and a weight of n rows of k columns; measured on an H100."""
-    block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
-    split_k = 1 if n > 8192 else 4 if block_m <= 32 else 2 if n * k > 2**25 else 1
-    block_k = 256 if block_m <= 64 else 128
+    wide = n > 8192
+    if num_tokens <= 32:
+        config = LinearConfig(16 if num_tokens <= 16 else 32, 64, 256, split_k=1 if wide else 4, num_stages=3)
+    elif num_tokens <= 64 and (wide or k > 8192):
+        config = LinearConfig(64, 64, 128, split_k=1 if wide else 4, num_stages=3)
+    elif num_tokens <= 128 and not wide:
+        config = LinearConfig(64, 64, 256, num_stages=3)
+    elif wide:
+        config = LinearConfig(128, 128, 128, num_warps=8, num_stages=3)
+    else:
+        config = LinearConfig(128, 64, 128, num_stages=3)
+    block_k = config.block_k
     while block_k % group_size and group_size % block_k:
         block_k //= 2
-    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=3, pdl=n * k <= 2**25)
+    return replace(config, block_k=block_k, pdl=n * k <= 2**25)

@@ -1,7 +1,7 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
-One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens (INT4_TILE_ROWS of 4
-bits) have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
+One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens
+have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
 that have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
 nf4 and fp4 are bitsandbytes' own products throughout.
 """
@@ -31,7 +31,6 @@ BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
 """Numbers of tokens, one in each range that has kernels of its own."""
 
 TILE_ROWS = 256
-INT4_TILE_ROWS = 128
 SCALED_MM_ROWS = 64  # above as many tokens e4m3 activations pay
 
 
@@ -55,7 +54,7 @@ class Int4Product(Product):
         return [self.weight.codes, self.weight.affine]
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        if x.shape[0] <= INT4_TILE_ROWS:
+        if x.shape[0] <= TILE_ROWS:
             return int4_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_int4_linear.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
