@@ -171,7 +171,7 @@ class TemplateFields(WireModel):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     documents: Annotated[list[dict[str, Any]], Field(max_length=4096)] | None = None
-    chat_template: Annotated[Any, Refused("templates are the server's: --chat-template names another")] = None
+    chat_template: str | None = Field(default=None, min_length=1, max_length=2**20)  # which the engine may refuse
     add_special_tokens: bool | None = None  # default: false, for templates write them
 
     def chat_prompt(
@@ -191,6 +191,7 @@ class TemplateFields(WireModel):
             add_generation_prompt=not continues if self.add_generation_prompt is None else self.add_generation_prompt,
             continue_final_message=continues,
             add_special_tokens=bool(self.add_special_tokens),
+            template=self.chat_template,
             template_kwargs={**(more_kwargs or {}), **self._documents(), **(self.chat_template_kwargs or {})},
         )
 

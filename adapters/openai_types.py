@@ -115,6 +115,7 @@ class SamplingFields(PeerFields):
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_TOKENS), AfterValidator(_some_tokens)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
+    priority: Annotated[int, INT64] | None = None
     watermark: WatermarkField | None = None
     watermarking: bool | None = None  # vLLM's name of the switch
 
@@ -122,11 +123,12 @@ class SamplingFields(PeerFields):
 
 
 class Kept(TypedDict, total=False):
-    """What of a prompt is kept, and whose cache it may share: arguments of a GenerationRequest."""
+    """What is kept of a prompt, whose cache it may share and when it is served: arguments of a GenerationRequest."""
 
     truncate_prompt_tokens: int | None
     truncation_side: Literal["left", "right"]
     cache_salt: str
+    priority: int
 
 
 def kept(fields: SamplingFields) -> Kept:
@@ -134,6 +136,7 @@ def kept(fields: SamplingFields) -> Kept:
         "truncate_prompt_tokens": fields.truncate_prompt_tokens,
         "truncation_side": fields.truncation_side or "left",
         "cache_salt": fields.cache_salt or "",
+        "priority": fields.priority or 0,
     }
 
 

@@ -36,7 +36,6 @@ class PeerFields(WireModel):
     use_beam_search: Annotated[Any, Refused(_BEAMS, (False,))] = None
     length_penalty: Annotated[Any, Refused(_BEAMS, (1.0,))] = None
     early_stopping: Annotated[Any, Refused(_BEAMS, (False,))] = None
-    priority: Annotated[Any, Refused("requests are served in the order in which they come", (0,))] = None
     repetition_detection: Annotated[
         Any, Refused("answers are not ended for repeating themselves; send repetition_penalty or frequency_penalty")
     ] = None

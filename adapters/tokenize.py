@@ -78,7 +78,14 @@ def _prompt(request: TokenizeRequest) -> Prompt:
         return request.chat_prompt(request.messages, tools=tools)
     if request.prompt is None:
         refuse("prompt", "this field is required, or messages in its place", code="missing_required_parameter")
-    for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "documents", "tools"):
+    for name in (
+        "add_generation_prompt",
+        "continue_final_message",
+        "chat_template_kwargs",
+        "documents",
+        "chat_template",
+        "tools",
+    ):
         if getattr(request, name):
             refuse(name, "only allowed with messages")
     return TextPrompt(request.prompt, request.add_special_tokens is not False)

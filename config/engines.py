@@ -40,6 +40,11 @@ class NativeSettings(EngineSection):
         examples=["./template.jinja"],
         description="Jinja file with the chat template, or a tokenizer_config.json with one. Default: MODEL's own.",
     )
+    trust_request_chat_template: bool = Field(
+        default=False,
+        description="Take a chat template that a request brings (`chat_template`). It is code: a template that loops "
+        "holds up others.",
+    )
     revision: str | None = Field(
         default=None, examples=["main"], description="Hub revision (branch, tag or commit) of MODEL."
     )
@@ -84,6 +89,11 @@ class NativeSettings(EngineSection):
         examples=[50.0],
         description="Milliseconds that prompts may add to a step with running decodes: longer ones are cut to fit, so "
         "that streams go on. 0: no limit. Default: 50 on GPU, 0 on CPU.",
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        default="fcfs",
+        description="priority: requests with a lower `priority` go first; who may send requests may then go before "
+        "others. fcfs: in order of arrival; another priority than 0 is refused.",
     )
     max_waiting: int = Field(default=4096, ge=1, description="Queued requests beyond which new ones are refused (503).")
     block_size: int | None = Field(

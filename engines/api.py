@@ -47,6 +47,7 @@ class ChatPrompt:
     continue_final_message: bool = False
     add_special_tokens: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    template: str | None = None  # the client's own, in Jinja, in place of the model's
 
 
 Prompt = TextPrompt | TokensPrompt | ChatPrompt
@@ -173,6 +174,7 @@ class GenerationRequest:
     echo: bool = False  # Started must carry the prompt's text and token ids
     truncate_prompt_tokens: int | None = None  # keep only so many prompt tokens; -1: as many as leave the answer room
     truncation_side: Literal["left", "right"] = "left"  # where prompt tokens go: at the start or at the end
+    priority: int = 0  # the lowest is served first, by engines that are set to look at it
     cache_salt: str = ""  # prefix-cache hits only between requests of one salt
     forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
 

@@ -213,6 +213,8 @@ def _render(prompt: TextPrompt | ChatPrompt) -> str:
 
 
 def _last_user_text(prompt: ChatPrompt) -> str:
+    if prompt.template is not None:
+        raise UnsupportedByEngine("The echo engine has no use for a chat template.", field="chat_template")
     if prompt.tools:
         raise UnsupportedByEngine("The echo engine cannot call tools.", field="tools")
     users = [message for message in prompt.messages if message["role"] == "user"]

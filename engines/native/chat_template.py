@@ -2,8 +2,8 @@
 
 A template is Jinja as Hugging Face defines it for models: block trimming, loop controls, `{% generation %}`,
 `raise_exception`, `strftime_now`, and a `tojson` that escapes nothing. It comes from the model's files or from the
-operator, never from a client, and runs in Jinja's immutable sandbox. A client's text is only ever data, so what a
-template does is bounded by the size of the request.
+operator, and runs in Jinja's immutable sandbox. A client's text is only ever data, so what a template does is bounded
+by the size of the request; except where the operator trusts clients with templates of their own, which may loop on.
 
 Owns the small repairs between the wire's messages and what templates expect:
 

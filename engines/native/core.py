@@ -71,6 +71,7 @@ class EngineCore:
             num_prompt_tokens=len(message.prompt_token_ids),
             params=message.params,
             salt=message.cache_salt,
+            priority=message.priority,
         )
         if message.grammar is None and message.thinking is None:
             self._scheduler.add(sequence)

@@ -51,11 +51,19 @@ class Dialect:
 
     def __init__(self, tokenizer: Tokenizer, tool_parser: str = "auto", reasoning_parser: str = "auto") -> None:
         self._tokenizer = tokenizer
+        self._parsers = tool_parser, reasoning_parser
         plain, with_tools = (tokenizer.template_source(with_tools=with_tools) for with_tools in (False, True))
         self._knows_tools = uses_tools(with_tools)
         found = find_format(with_tools, knows_tools=self._knows_tools)
         self._format = found if tool_parser == "auto" else FORMATS[tool_parser]
         self._tags = {"auto": find_tags(plain), "think": TAGS[0], "none": None}[reasoning_parser]
+
+    def under(self, template: str) -> Dialect:
+        """With the client's own chat template. Raises InvalidRequest for one that isn't valid."""
+        try:
+            return Dialect(self._tokenizer.with_template(template), *self._parsers)
+        except TemplateError as error:
+            raise InvalidRequest(f"chat_template: {error}", field="chat_template") from error
 
     def render(self, prompt: ChatPrompt) -> str:
         """The prompt's text. Raises InvalidRequest where the template refuses the conversation."""

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +67,7 @@ class NativeEngine:
         self._model = section.model
         self._tokenizer: Tokenizer
         self._dialect: Dialect
+        self._dialect_under: Callable[[str], Dialect]
         self._defaults: GenerationConfig
 
     # --- the contract: life -------------------------------------------------------------------------------------------
@@ -92,6 +94,7 @@ class NativeEngine:
         except (ValueError, OSError) as error:
             raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
         self._dialect = Dialect(self._tokenizer, self._section.tool_parser, self._section.reasoning_parser)
+        self._dialect_under = lru_cache(16)(self._dialect.under)  # by template
         models_own = self._section.generation_defaults == "model"
         self._defaults = load_generation_config(files.path) if models_own else GenerationConfig()
 
@@ -162,6 +165,7 @@ class NativeEngine:
         token_ids, text = await self._encode(request.prompt)
         token_ids = truncated(token_ids, request, ready)
         field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
+        self._check_priority(request)
         check_prompt(token_ids, ready, field, self._section.max_prompt_tokens)
         params = token_params(
             request,
@@ -171,13 +175,19 @@ class NativeEngine:
             defaults=self._defaults,
             watermark=requested(request.sampling.watermark, self._section),
         )
-        plan = self._dialect.plan(request, text)
+        plan = self._dialect_for(request.prompt).plan(request, text)
         answer = Answer(request, token_ids, self._tokenizer, plan)
         seq_ids = [self._client.new_seq_id() for _ in params]
         try:
             for seq_id, choice_params, choice in zip(seq_ids, params, answer.choices, strict=True):
                 message = AddSequence(
-                    seq_id, tuple(token_ids), choice_params, request.cache_salt, plan.grammar, plan.thinking
+                    seq_id,
+                    tuple(token_ids),
+                    choice_params,
+                    request.cache_salt,
+                    plan.grammar,
+                    plan.thinking,
+                    request.priority,
                 )
                 self._client.submit(message, ChoiceSink(answer, choice, seq_id, self._client))
             while True:
@@ -235,6 +245,14 @@ class NativeEngine:
             ),
         )
 
+    def _check_priority(self, request: GenerationRequest) -> None:
+        if request.priority and self._section.scheduling_policy != "priority":
+            raise InvalidRequest(
+                "priority: requests are served here in the order in which they come; --scheduling-policy priority "
+                "would look at it.",
+                field="priority",
+            )
+
     def _require_ready(self) -> Ready:
         ready = self._client.ready
         if ready is None:
@@ -262,14 +280,26 @@ class NativeEngine:
         text = valid_text(self._text_of(prompt))
         return text, *self._tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
 
+    def _dialect_for(self, prompt: Prompt) -> Dialect:
+        if not isinstance(prompt, ChatPrompt) or prompt.template is None:
+            return self._dialect
+        if not self._section.trust_request_chat_template:
+            raise InvalidRequest(
+                "chat_template: templates are the server's; --trust-request-chat-template would take a request's.",
+                field="chat_template",
+            )
+        return self._dialect_under(prompt.template)
+
     def _text_of(self, prompt: TextPrompt | ChatPrompt) -> str:
-        return prompt.text if isinstance(prompt, TextPrompt) else self._dialect.render(prompt)
+        return prompt.text if isinstance(prompt, TextPrompt) else self._dialect_for(prompt).render(prompt)
 
 
 def _size(prompt: TextPrompt | ChatPrompt) -> int:
     """Characters, roughly: enough to tell a short prompt from a long one."""
     if isinstance(prompt, TextPrompt):
         return len(prompt.text)
+    if prompt.template is not None:
+        return _INLINE_CHARS + 1  # what it does may take long
     return sum(len(str(message.get("content"))) for message in prompt.messages) + len(str(prompt.tools or ""))
 
 

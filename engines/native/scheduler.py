@@ -1,16 +1,17 @@
 """Decides each step: who runs, how many tokens each, which blocks. Plain Python over lists and deques, no torch.
 
 There are no phases. A running sequence always lacks some tokens in the KV cache: one (a decode) or many (a prefill,
-taken in chunks). Each step has one token budget; decodes are served first, then prefill chunks of running sequences in
-order of arrival, then waiting sequences are admitted while rows, blocks and budget last.
+taken in chunks). Each step has one token budget; decodes are served first, then prefill chunks of running sequences,
+then waiting sequences are admitted while rows, blocks and budget last. Within each of the three the order is that of
+priority, the lowest number first, and among equals that of arrival.
 
     add -> waiting -> (schedule: admitted) -> running -> (commit: finished | abort) -> gone
                 ^______ (schedule: preempted) ____|
 
 Blocks for all known tokens are taken at admission, so that only a growing sequence can find the pool empty; then the
-newest running sequence is preempted: its blocks are released and it goes back to the head of the queue to be
-recomputed, mostly from the prefix cache. The oldest never yields to a newer one, and the pool holds at least one
-sequence of the maximal length, so the oldest always finishes: no livelock.
+last running sequence, in that order, is preempted: its blocks are released and it goes back to the queue, before its
+equals, to be recomputed, mostly from the prefix cache. The first never yields to a later one, and the pool holds at
+least one sequence of the maximal length, so the first always finishes: no livelock. A waiting sequence interrupts none.
 
 `schedule` may run ahead of `commit` by one step: a sequence then counts tokens that only the device knows
 (`num_pending`). A sequence that turns out to have finished meanwhile has computed one row in vain, and its result is
@@ -20,6 +21,7 @@ dropped at commit.
 from __future__ import annotations
 
 import time
+from bisect import insort_right
 from collections import deque
 from dataclasses import dataclass
 
@@ -60,7 +62,7 @@ class Scheduler:
         self._pool = pool
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # in order of admission: the last is the newest
+        self._running: list[Sequence] = []  # in order of priority, then of admission: the last is the first to yield
         self._by_key: dict[SequenceKey, Sequence] = {}
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._in_flight: deque[list[Sequence]] = deque()  # per scheduled, uncommitted step: its sequences in plan order
@@ -79,7 +81,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose prompt and max_tokens fit the pool: the client checked that against Ready."""
         self._by_key[sequence.key] = sequence
-        self._waiting.append(sequence)
+        behind = len(self._waiting)
+        while behind and self._waiting[behind - 1].priority > sequence.priority:
+            behind -= 1
+        self._waiting.insert(behind, sequence)
 
     def abort(self, key: SequenceKey) -> None:
         """Forget a sequence and free what it holds; unknown keys are ignored, since a finish may cross an abort."""
@@ -159,7 +164,7 @@ class Scheduler:
             if num_tokens - sequence.num_computed_tokens != 1 or num_tokens >= sequence.max_length:
                 continue  # a prefill, or its last token is in flight
             if num_tokens > len(sequence.block_table) * self._pool.block_size and not self._grow(sequence, plan):
-                break  # it was the newest and had to yield
+                break  # it was the last and had to yield
             self._take(plan, sequences, sequence, 1)
             budget -= 1
         plan.num_decodes = len(sequences)
@@ -178,7 +183,7 @@ class Scheduler:
         return budget
 
     def _admit(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> None:
-        """Waiting sequences, first come first served, while budget, rows and blocks for all their tokens last."""
+        """Waiting sequences, in their order, while budget, rows and blocks for all their tokens last."""
         while self._waiting and self._free_rows and budget > 0:
             sequence = self._waiting[0]
             hits = self._find_prefix(sequence)
@@ -201,7 +206,7 @@ class Scheduler:
         sequence.num_computed_tokens = len(hits) * self._pool.block_size
         sequence.num_remembered_blocks = len(hits)
         sequence.row = self._free_rows.pop()
-        self._running.append(sequence)
+        insort_right(self._running, sequence, key=_priority)
         if sequence.num_cached_tokens < 0:  # not on the way back from preemption
             sequence.num_cached_tokens = sequence.num_computed_tokens
             sequence.queued_s = time.monotonic() - sequence.arrived_at
@@ -229,7 +234,7 @@ class Scheduler:
         sequence.num_pending += samples
 
     def _grow(self, sequence: Sequence, plan: BatchPlan) -> bool:
-        """One more block for a sequence, from the newest running ones if need be. False if that is itself."""
+        """One more block for a sequence, from the last running ones if need be. False if that is itself."""
         while self._pool.num_free == 0:
             victim = self._running[-1]
             self._preempt(victim)
@@ -240,14 +245,17 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue, to be recomputed."""
+        """Back to the queue, before its equals, to be recomputed."""
         self._preemptions += 1
         self._release(sequence)
         sequence.num_computed_tokens = 0
         sequence.num_remembered_blocks = 0
         if sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.clear()  # its prompt starts over
-        self._waiting.appendleft(sequence)
+        before = 0
+        while before < len(self._waiting) and self._waiting[before].priority < sequence.priority:
+            before += 1
+        self._waiting.insert(before, sequence)
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
@@ -319,6 +327,10 @@ class Scheduler:
         for position in range(len(hashes), num_blocks):
             parent = hashes[-1] if hashes else root_hash(sequence.salt)
             hashes.append(hash_block(parent, sequence.token_ids[position * size : (position + 1) * size]))
+
+
+def _priority(sequence: Sequence) -> int:
+    return sequence.priority
 
 
 def _finish_of(sequence: Sequence, token: int) -> tuple[int, str]:

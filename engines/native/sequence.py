@@ -30,6 +30,7 @@ class Sequence:
     num_prompt_tokens: int
     params: TokenParams
     salt: str = ""
+    priority: int = 0  # the lowest first
     row: int = -1
     num_computed_tokens: int = 0
     num_cached_tokens: int = -1

@@ -10,6 +10,7 @@ Every method may be called from several threads at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,13 @@ class Tokenizer:
             compiled_template(chat_template)  # an operator's mistake should show at start-up
             parts = replace(parts, chat_templates={DEFAULT_TEMPLATE: chat_template})
         return cls(parts)
+
+    def with_template(self, source: str) -> Tokenizer:
+        """The same tokenizer under another chat template. Raises TemplateError for one that isn't valid Jinja."""
+        compiled_template(source)
+        other = copy(self)
+        other._templates = {DEFAULT_TEMPLATE: source}
+        return other
 
     @property
     def vocab_size(self) -> int:

@@ -105,6 +105,7 @@ class AddSequence(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=Fal
     cache_salt: str = ""
     grammar: GrammarSpec | None = None
     thinking: ThinkingSpec | None = None
+    priority: int = 0  # the lowest first, and among equals the first to come
 
 
 class AbortSequences(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):

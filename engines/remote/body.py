@@ -81,6 +81,8 @@ def encode_body(request: GenerationRequest, *, model: str, chat_max_tokens_field
         body["truncate_prompt_tokens"] = request.truncate_prompt_tokens
         if request.truncation_side != "left":
             body["truncation_side"] = request.truncation_side
+    if request.priority:
+        body["priority"] = request.priority
     if request.cache_salt:
         body["cache_salt"] = request.cache_salt
     if request.stream:
@@ -116,6 +118,8 @@ def chat_fields(chat: ChatPrompt) -> dict[str, Any]:
         fields["continue_final_message"] = True
     if chat.add_special_tokens:
         fields["add_special_tokens"] = True
+    if chat.template is not None:
+        fields["chat_template"] = chat.template
     if chat.template_kwargs:
         fields["chat_template_kwargs"] = chat.template_kwargs
     return fields

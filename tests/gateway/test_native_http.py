@@ -155,3 +155,14 @@ async def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(client):
     with pytest.raises(openai.BadRequestError, match=r"9\d\d\d.*8192") as refused:
         await ask(client, "word " * 9000)
     assert refused.value.body["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "setting"),
+    [("priority", 1, "--scheduling-policy priority"), ("chat_template", "x", "--trust-request-chat-template")],
+)
+async def test_what_a_setting_would_allow_is_refused_and_the_setting_named(client, field, value, setting):
+    with pytest.raises(openai.BadRequestError, match=setting) as caught:
+        await ask(client, PROMPTS[0], extra_body={field: value})
+    assert caught.value.param == field
+    assert (await ask(client, PROMPTS[0], max_tokens=1, extra_body={"priority": 0})).choices

@@ -30,8 +30,9 @@ class Harness:
         self.finish: dict[int, int] = {}
         self.cached: dict[int, int] = {}
 
-    def add(self, seq_id, prompt, max_tokens=8, **params):
-        self.core.add(CLIENT, AddSequence(seq_id, tuple(prompt), TokenParams(max_tokens=max_tokens, **params)))
+    def add(self, seq_id, prompt, max_tokens=8, priority=0, **params):
+        token_params = TokenParams(max_tokens=max_tokens, **params)
+        self.core.add(CLIENT, AddSequence(seq_id, tuple(prompt), token_params, priority=priority))
         self.tokens[seq_id] = []
 
     def run_step(self):
@@ -68,6 +69,7 @@ requests = st.lists(
         st.integers(1, 20),  # max_tokens
         st.integers(0, 12),  # the step it arrives at
         st.one_of(st.none(), st.integers(0, 15)),  # the step it is aborted at
+        st.integers(-1, 1),  # priority
     ),
     min_size=1,
     max_size=12,
@@ -93,15 +95,15 @@ def test_any_load_gives_each_request_the_tokens_it_gets_alone(
     prefixes = [random.Random(seed).choices(range(50), k=30) for seed in range(4)]
     aborted = set()
     for step in range(17):
-        for seq_id, (prefix, length, max_tokens, arrival, abort) in enumerate(requests):
+        for seq_id, (prefix, length, max_tokens, arrival, abort, priority) in enumerate(requests):
             if arrival == step:
-                harness.add(seq_id, prefixes[prefix][:length], max_tokens, stop_token_ids=tuple(stop_ids))
+                harness.add(seq_id, prefixes[prefix][:length], max_tokens, priority, stop_token_ids=tuple(stop_ids))
             if abort is not None and arrival + abort == step and seq_id not in harness.finish:
                 harness.core.abort(CLIENT, (seq_id,))
                 aborted.add(seq_id)
         harness.run_step()
     harness.run()
-    for seq_id, (prefix, length, max_tokens, _, _) in enumerate(requests):
+    for seq_id, (prefix, length, max_tokens, _, _, _) in enumerate(requests):
         alone = expected(prefixes[prefix][:length], max_tokens, stop_ids)
         if seq_id in aborted:
             assert harness.tokens[seq_id] == alone[: len(harness.tokens[seq_id])]
@@ -184,6 +186,24 @@ def test_the_newest_sequence_yields_and_still_gets_its_tokens():
     assert harness.scheduler.stats().preemptions > 0
     assert harness.tokens[1] == expected(range(5), 13)
     assert harness.tokens[2] == expected(range(10, 15), 13)
+
+
+def test_the_lowest_priority_goes_first_and_equals_go_in_order_of_arrival():
+    harness = Harness(max_num_seqs=1)
+    for seq_id, priority in enumerate([0, 5, 0, -3, 5]):
+        harness.add(seq_id, range(seq_id, seq_id + 5), priority=priority)
+    harness.run()
+    assert list(harness.finish) == [3, 0, 2, 1, 4]
+
+
+def test_a_later_sequence_of_lower_priority_makes_an_earlier_one_yield():
+    harness = Harness(num_blocks=10, block_size=2)
+    harness.add(1, range(5), max_tokens=13, priority=1)
+    harness.add(2, range(10, 15), max_tokens=13)
+    harness.run()
+    assert harness.scheduler.stats().preemptions > 0
+    assert list(harness.finish) == [2, 1]
+    assert harness.tokens[1] == expected(range(5), 13)
 
 
 @pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])

@@ -66,6 +66,8 @@ def _has_prompt_text(told: Answer, plain: Answer) -> bool:
     return USER["content"] in told.json["prompt_text"] and "prompt_text" not in plain.json
 
 
+OTHER_TEMPLATE = "Another template, which says a bit more: {{ messages[0].content }} And that is what was to be said."
+IF_TRUSTED = "With `--trust-request-chat-template`, as with vLLM; else refused."
 TOOLS = {"tools": [function("go")]}
 CALLED = {**TOOLS, "tool_choice": "required", "max_tokens": 40}
 
@@ -90,13 +92,13 @@ ROWS = (
     ),
     honoured("chat_template_kwargs", {"shown": "x"}, longer_prompt),
     honoured("documents", [{"title": "x", "text": "y"}], longer_prompt, note="Where the chat template reads them."),
+    honoured("chat_template", OTHER_TEMPLATE, longer_prompt, note=IF_TRUSTED),
     honoured("return_prompt_text", True, _has_prompt_text),
     honoured("add_special_tokens", True, longer_prompt),
     *OF_PLATFORM,
     no_effect("metadata", {"a": "b"}),
     no_effect("store", True),
     no_effect("tool_prompt", "Use tools."),
-    refused("chat_template", "{{ messages }}"),
     refused("best_of", 2),
     refused("echo", True),
     refused("functions", [{"name": "f"}]),

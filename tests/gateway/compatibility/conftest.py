@@ -39,6 +39,7 @@ def client(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         model=str(smollm2_gguf),
         tokenizer=str(tokenizer_with_bos(smollm2_gguf, folder)),
         chat_template=folder / "template.jinja",
+        trust_request_chat_template=True,
         device="cpu",
         kv_cache_memory="256MiB",
         served_model_name=(MODEL, ALIAS),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import httpx
 
 from adapters.tokenize import TokenizeRequest
-from tests.gateway.compatibility.chat import USER, function
-from tests.gateway.compatibility.rows import Answer, Row, Table, honoured, probed, refused, unknown
+from tests.gateway.compatibility.chat import IF_TRUSTED, OTHER_TEMPLATE, USER, function
+from tests.gateway.compatibility.rows import Answer, Row, Table, honoured, probed, unknown
 from tests.gateway.compatibility.sampling import ALIAS, MODEL
 
 BODY = {"model": MODEL, "messages": [USER]}
@@ -46,7 +46,7 @@ ROWS: tuple[Row, ...] = (
     ),
     honoured("chat_template_kwargs", {"shown": "x"}, _more),
     honoured("documents", [{"text": "y"}], _more),
-    refused("chat_template", "{{ messages }}"),
+    honoured("chat_template", OTHER_TEMPLATE, _more, note=IF_TRUSTED),
     *unknown(
         {
             "mm_processor_kwargs": ({}, "Images, audio and video are not supported."),
