@@ -41,9 +41,9 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, **settings: str) -> Iterator[Server]:
+def serving(*arguments: str, by: str = "serve", **settings: str) -> Iterator[Server]:
     """Ready on entry, killed on exit if it still runs. Raises AssertionError if it ends before it is ready."""
-    command = [sys.executable, "-m", "gateway", "serve", *arguments]
+    command = [sys.executable, "-m", "gateway", by, *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**settings))
     server = Server(process)
     ready = threading.Event()
