@@ -40,7 +40,7 @@ class Dialect:
             ignored.append("logit_bias")
         self._check_prompts(fields)
         rewritten: dict[str, Any] = {"model": self._default_model(), **fields}
-        if bytes(fields.get("model", b"")) == b"null":
+        if bytes(fields.get("model", b"")) in (b"null", b'"tgi"'):
             rewritten["model"] = self._default_model()
         if "messages" in fields:
             rewritten |= _conversation(fields)

@@ -11,8 +11,8 @@ A client that leaves cancels the pumps wherever they wait, which closes their ge
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import NamedTuple
 
 from starlette.types import Message, Receive, Send
@@ -25,6 +25,9 @@ from gateway.errors import client_error, status_of
 from gateway.record import RequestRecord
 
 MAX_RELAYED_BYTES = 65536  # frames waiting for a slow client, per exchange; the socket's own buffer comes on top
+
+KEEP_ALIVE_S = 15.0  # longest silence of a stream, also before its first event
+_COMMENT = b":\n\n"  # which clients skip, and proxies take for a sign of life
 
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -63,13 +66,17 @@ async def answer_stream(
     send: Send,
     headers: Mapping[str, str] = _NO_HEADERS,
 ) -> None:
-    """Sends the stream, with `headers` beside its own. Raises HeadraceError before anything was sent, or ClientLeft."""
+    """Sends the stream, with `headers` beside its own. Raises HeadraceError before anything was sent, or ClientLeft.
+
+    A stream that has nothing to say for KEEP_ALIVE_S says so; if that is before its first event, it is a 200 from then.
+    """
     relay = _Relay(len(exchange.requests))
     async with _while_connected(receive) as (tasks, watcher):
         pumps = [tasks.create_task(_pump(exchange, i, engine, relay, record)) for i in range(len(exchange.requests))]
         # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
         writer = tasks.create_task(_write(exchange, relay, record, watcher, send, headers))
-        await asyncio.wait([writer])
+        with _heartbeat(relay):
+            await asyncio.wait([writer])
         if relay.error is not None:
             for pump in pumps:
                 pump.cancel()
@@ -113,10 +120,11 @@ async def _collect(engine: Engine, request: GenerationRequest, record: RequestRe
 class _Relay:
     """Frames on their way from the pumps to the writer, in order of arrival, and how the pumps fared."""
 
-    __slots__ = ("_frames", "_full", "_loop", "_num_bytes", "_num_pumps", "_room", "error", "news")
+    __slots__ = ("_frames", "_full", "_loop", "_num_bytes", "_num_pumps", "_room", "error", "news", "num_taken")
 
     def __init__(self, num_pumps: int) -> None:
         self.error: HeadraceError | None = None  # the first one; it ends the stream
+        self.num_taken = 0  # times that the writer took what there was
         self._frames: list[bytes] = []
         self._num_pumps = num_pumps
         self._num_bytes = 0
@@ -128,6 +136,10 @@ class _Relay:
     @property
     def finished(self) -> bool:
         return self._num_pumps == 0
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._frames
 
     def put(self, frame: bytes) -> bool:
         """False: await `room` before the next one. An empty frame says that its request was accepted."""
@@ -152,11 +164,32 @@ class _Relay:
         taken = b"".join(self._frames)
         self._frames.clear()
         self._num_bytes = 0
+        self.num_taken += 1
         if self._full:
             self._full = False
             self._room.set()
         self.news = self._loop.create_future()
         return taken
+
+
+@contextmanager
+def _heartbeat(relay: _Relay) -> Generator[None, None, None]:
+    """A comment into every silence: one timer for the whole stream, so that frames cost nothing more."""
+    loop = asyncio.get_running_loop()
+    seen = -1
+
+    def beat() -> None:
+        nonlocal seen, timer
+        if relay.num_taken == seen and relay.is_empty:
+            relay.put(_COMMENT)
+        seen = relay.num_taken
+        timer = loop.call_later(KEEP_ALIVE_S / 2, beat)
+
+    timer = loop.call_later(KEEP_ALIVE_S / 2, beat)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def _pump(exchange: Exchange, index: int, engine: Engine, relay: _Relay, record: RequestRecord) -> None:

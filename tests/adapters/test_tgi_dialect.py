@@ -42,9 +42,13 @@ def prompt(exchange: Exchange) -> ChatPrompt:
     return found
 
 
-@pytest.mark.parametrize("model", [{}, {"model": None}, {"model": "tgi"}], ids=str)
-def test_a_request_need_not_name_a_model(model: dict[str, Any]):
-    assert chat(**model).requests[0].model == (model.get("model") or "served")
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [({}, "served"), ({"model": None}, "served"), ({"model": "tgi"}, "served"), ({"model": "x"}, "x")],
+    ids=str,
+)
+def test_a_request_need_not_name_a_model(model: dict[str, Any], name: str):
+    assert chat(**model).requests[0].model == name
 
 
 def test_unknown_fields_are_passed_over_wherever_they_stand_and_those_at_the_top_told():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator
 
@@ -293,3 +294,38 @@ async def test_cancelled_request_closes_the_generators(stream: bool, num_turns: 
     with pytest.raises(asyncio.CancelledError):
         await task
     assert engine.num_open == 0
+
+
+# --- silence ----------------------------------------------------------------------------------------------------------
+
+
+async def a_while() -> None:
+    await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.streaming.KEEP_ALIVE_S", 0.02)
+
+
+@pytest.mark.usefixtures("restless")
+async def test_a_silent_stream_says_that_it_is_alive_before_and_between_its_events():
+    engine = ScriptedEngine((a_while, STARTED, text("Hel"), a_while, last("lo"), DONE))
+    call = await chat(app_of(engine)).run()
+    assert call.status == 200
+    assert call.body.startswith(b":\n\n")
+    assert b"\n\n:\n\n" in call.body[call.body.index(b"Hel") :]
+    events = [json.loads(line[6:]) for line in call.body.decode().splitlines() if line.startswith("data: {")]
+    assert contents(events) == "Hello"
+
+
+@pytest.mark.usefixtures("restless")
+async def test_an_error_after_a_silence_travels_in_the_stream():
+    call = await chat(app_of(ScriptedEngine((a_while, TOO_LONG)))).run()
+    assert call.status == 200
+    assert b"The prompt has 9 tokens" in call.body
+
+
+async def test_a_stream_that_speaks_has_no_comments():
+    call = await chat(app_of(ScriptedEngine(HELLO))).run()
+    assert b"\n:" not in b"\n" + call.body
