@@ -67,7 +67,7 @@ def _has_prompt_text(told: Answer, plain: Answer) -> bool:
 
 
 OTHER_TEMPLATE = "Another template, which says a bit more: {{ messages[0].content }} And that is what was to be said."
-IF_TRUSTED = "With `--trust-request-chat-template`, as with vLLM; else refused."
+TRUSTING = "--trust-request-chat-template"
 TOOLS = {"tools": [function("go")]}
 CALLED = {**TOOLS, "tool_choice": "required", "max_tokens": 40}
 
@@ -92,7 +92,7 @@ ROWS = (
     ),
     honoured("chat_template_kwargs", {"shown": "x"}, longer_prompt),
     honoured("documents", [{"title": "x", "text": "y"}], longer_prompt, note="Where the chat template reads them."),
-    honoured("chat_template", OTHER_TEMPLATE, longer_prompt, note=IF_TRUSTED),
+    honoured("chat_template", OTHER_TEMPLATE, longer_prompt, setting=TRUSTING),
     honoured("return_prompt_text", True, _has_prompt_text),
     honoured("add_special_tokens", True, longer_prompt),
     *OF_PLATFORM,
@@ -150,7 +150,8 @@ SGLANG = {
         continue_final_message skip_special_tokens chat_template_kwargs cache_salt rid extra_key regex ebnf no_stop_trim
         stop_regex session_params return_prompt_token_ids separate_reasoning stream_reasoning input_ids
         return_cached_tokens_details""",
-    "if enabled": "tools tool_choice priority lora_path custom_logit_processor custom_params return_hidden_states",
+    "if enabled": """tools tool_choice priority watermark lora_path custom_logit_processor custom_params
+        return_hidden_states""",
     "ignored": "stream_options.include_obfuscation",
 }
 TGI = {

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from adapters.anthropic_types import MessagesRequest
 from tests.gateway.compatibility.chat import USER
-from tests.gateway.compatibility.rows import Answer, Table, generates, honoured, is_stream, no_effect, refused, unknown
+from tests.gateway.compatibility.rows import (
+    OTHERWISE,
+    Answer,
+    Table,
+    generates,
+    honoured,
+    is_stream,
+    no_effect,
+    refused,
+    unknown,
+)
 from tests.gateway.compatibility.sampling import ALIAS, MODEL
 
 TOOL = {"name": "go", "input_schema": {"type": "object", "additionalProperties": False}}
@@ -90,10 +100,17 @@ VLLM = {
     "if enabled": "tools tool_choice",
 }
 
+SGLANG = {
+    "honoured": "model messages max_tokens stop_sequences stream system temperature thinking top_k top_p",
+    "if enabled": "tools tool_choice",
+    "ignored": "metadata",
+    OTHERWISE: "",
+}
+
 MESSAGES = Table(
     path="/v1/messages",
     body={"model": MODEL, "messages": [USER], "max_tokens": 20, "temperature": 0},
     model=MessagesRequest,
     rows=ROWS,
-    peers={"vLLM": VLLM},
+    peers={"vLLM": VLLM, "SGLang": SGLANG},
 )

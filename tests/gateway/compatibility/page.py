@@ -17,7 +17,8 @@ INTRODUCTION = """\
 
 What becomes of every route and every field, here and with others. This page is written by
 `scripts/list_compatibility` from the tables in `tests/gateway/compatibility/`, and each line about Headrace has been
-tried: a test sends the field to a real model over HTTP.
+tried: a test sends the field to a real model over HTTP, and looks at what is asked of the engine where no answer of
+that model could show it.
 
 - **honoured**: the answer shows it; a test fails if the field is ignored.
 - **no effect**: it is accepted and checked, and the answer is the one without it. The reason stands beside it.
@@ -29,7 +30,7 @@ TGI does and name them in the header `x-ignored-fields`; with `--tgi-dialect`, w
 `/v1/chat/completions` and `/v1/completions` do so too. Null always means absent.
 
 The peers are vLLM 0.33, SGLang 0.5.23 and Text Generation Inference 3.3.7, by their source and with the OpenAI protocol
-as each has it. **if enabled**: by a flag, or with some models alone. **ignored**: accepted in silence. **another
+as each has it. **if enabled**: by a setting, or with some models alone. **ignored**: accepted in silence. **another
 meaning**: read as something else than OpenAI's. An empty place means that nobody looked; a column that is missing, that
 the peer has no such route. What they do was read, not tried.
 """
@@ -57,11 +58,14 @@ def _fields(table: Table) -> Iterable[str]:
         for row in table.rows:
             if row.status == status:
                 peers = [table.peer_status(peer, row) for peer in table.peers]
-                yield _line(f"`{row.field}`", row.status, *peers, row.note or _reason(table, row))
+                here = "if enabled" if row.setting else row.status
+                yield _line(f"`{row.field}`", here, *peers, row.note or _reason(table, row))
 
 
 def _reason(table: Table, row: Row) -> str:
-    """As the wire model gives it."""
+    """The setting that a field needs, or the reason that the wire model gives."""
+    if row.setting:
+        return f"With `{row.setting}`, else refused."
     model = table.model
     *outer, name = row.field.split(".")
     for step in outer:

@@ -124,7 +124,7 @@ ROWS: tuple[Row, ...] = (
     refused("access_programs", {}),
     *unknown(
         {
-            "enable_response_messages": (True, "Reading the chat template's text: `return_prompt_text` of chat."),
+            "enable_response_messages": (True, "`return_prompt_text` of chat completions tells what the model reads."),
             "previous_input_messages": ([{}], "Send them as items of `input`."),
             "previous_response": ({}, "Send its items as `input`."),
             **FROM_SGLANG,

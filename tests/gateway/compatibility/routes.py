@@ -45,7 +45,9 @@ THERE = (
         "As with OpenAI.",
     ),
     RouteRow("POST /v1/messages", _BOTH_OTHERS, "[Fields](#post-v1messages)."),
-    RouteRow("POST /v1/messages/count_tokens", _BOTH_OTHERS),
+    RouteRow(
+        "POST /v1/messages/count_tokens", _BOTH_OTHERS, "Takes the fields of `/v1/messages` that are part of a prompt."
+    ),
     RouteRow("GET /v1/models", _ALL, "In Anthropic's shape, in pages, for a client that sends `anthropic-version`."),
     RouteRow("GET /v1/models/{model:path}", ("not there", "there", "not there"), "Likewise in either shape."),
     RouteRow("POST /tokenize", _ALL, "vLLM's shapes; TGI's where the body has `inputs`."),

@@ -165,6 +165,7 @@ class Row:
     check: Check | None = differs
     probe: Probe | None = None
     note: str = ""
+    setting: str = ""  # without which an honoured field is refused
     unknown: bool = False  # the wire model has no such field, so it is refused like any other that nobody knows
 
     @property
@@ -174,9 +175,14 @@ class Row:
 
 
 def honoured(
-    name: str, value: Any, check: Check | None = differs, needs: Mapping[str, Any] | None = None, note: str = ""
+    name: str,
+    value: Any,
+    check: Check | None = differs,
+    needs: Mapping[str, Any] | None = None,
+    note: str = "",
+    setting: str = "",
 ) -> Row:
-    return Row(field=name, status="honoured", value=value, check=check, needs=needs or {}, note=note)
+    return Row(field=name, status="honoured", value=value, check=check, needs=needs or {}, note=note, setting=setting)
 
 
 def probed(name: str, probe: Probe, note: str = "") -> Row:
@@ -196,6 +202,9 @@ def unknown(fields: Mapping[str, tuple[Any, str]]) -> tuple[Row, ...]:
     return tuple(replace(refused(name, value, note), unknown=True) for name, (value, note) in fields.items())
 
 
+OTHERWISE = "otherwise"  # a peer's status for what is not named: "ignored" where this is not said
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A route's fields. `model` is the wire model that has them, and `prefix` where in a request that model stands."""
@@ -204,7 +213,7 @@ class Table:
     body: Mapping[str, Any]
     model: type[BaseModel]
     rows: Sequence[Row]
-    peers: Mapping[str, Mapping[str, str]]  # by peer: by status, names; what is not named is "ignored"
+    peers: Mapping[str, Mapping[str, str]]  # by peer: names by status
     prefix: str = ""
 
     def request(self, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -215,8 +224,9 @@ class Table:
         return placed(plain, self.prefix + row.field, row.value), plain
 
     def peer_status(self, peer: str, row: Row) -> str:
-        by_name = {name: status for status, names in self.peers[peer].items() for name in names.split()}
-        return by_name.get(row.field) or by_name.get(row.name, "ignored")
+        told = self.peers[peer]
+        by_name = {name: status for status, names in told.items() if status != OTHERWISE for name in names.split()}
+        return by_name.get(row.field) or by_name.get(row.name, told.get(OTHERWISE, "ignored"))
 
 
 def placed(body: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:

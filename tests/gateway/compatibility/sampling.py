@@ -64,7 +64,7 @@ def prompt_of(count: int):
 def sampling_rows(max_tokens: int, longer: Mapping[str, Any]) -> tuple[Row, ...]:
     """Of every route. `max_tokens`: what the table's requests ask for. `longer`: asks for more."""
     return (
-        honoured("model", ALIAS, _is_alias),
+        honoured("model", ALIAS, _is_alias, note="Required, and another name is a 404, unless `--any-model` is set."),
         honoured("stream", True, is_stream),
         honoured("temperature", 1.8, needs={"seed": 1}),
         honoured("top_p", 0.01, needs=RANDOM),
@@ -92,7 +92,7 @@ def sampling_rows(max_tokens: int, longer: Mapping[str, Any]) -> tuple[Row, ...]
         honoured("cache_salt", secrets.token_hex(8), _misses_cache),
         honoured("watermark", {"scheme": "green_list", "key": "k"}, note="True, or the mark's settings."),
         honoured("watermarking", True, needs=longer, note="vLLM's name of the switch."),
-        honoured("priority", 1, None, note="With `--scheduling-policy priority`, as with vLLM; else refused."),
+        honoured("priority", 1, None, setting="--scheduling-policy priority"),
         no_effect("user", "someone"),
         no_effect("session_id", "x"),
         no_effect("stream_interval", 5),

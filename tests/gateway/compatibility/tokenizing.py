@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from adapters.tokenize import TokenizeRequest
-from tests.gateway.compatibility.chat import IF_TRUSTED, OTHER_TEMPLATE, USER, function
+from tests.gateway.compatibility.chat import OTHER_TEMPLATE, TRUSTING, USER, function
 from tests.gateway.compatibility.rows import Answer, Row, Table, honoured, probed, unknown
 from tests.gateway.compatibility.sampling import ALIAS, MODEL
 
@@ -46,10 +46,11 @@ ROWS: tuple[Row, ...] = (
     ),
     honoured("chat_template_kwargs", {"shown": "x"}, _more),
     honoured("documents", [{"text": "y"}], _more),
-    honoured("chat_template", OTHER_TEMPLATE, _more, note=IF_TRUSTED),
+    honoured("chat_template", OTHER_TEMPLATE, _more, setting=TRUSTING),
     *unknown(
         {
             "mm_processor_kwargs": ({}, "Images, audio and video are not supported."),
+            "media_io_kwargs": ({}, "Images, audio and video are not supported."),
             "tool_choice": ("auto", "Leave `tools` out where none may be called."),
             "reasoning_effort": ("low", "Send it in `chat_template_kwargs`."),
         }
@@ -64,7 +65,7 @@ TOKENIZE = Table(
     peers={
         "vLLM": {
             "honoured": """model messages prompt return_token_strs tools add_special_tokens add_generation_prompt
-                continue_final_message chat_template_kwargs mm_processor_kwargs""",
+                continue_final_message chat_template_kwargs mm_processor_kwargs media_io_kwargs""",
             "if enabled": "chat_template",
         },
         "SGLang": {
