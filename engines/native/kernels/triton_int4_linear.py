@@ -337,4 +337,4 @@ def choose_config(num_tokens: int, n: int, k: int, group_size: int) -> LinearCon
     block_k = config.block_k
     while block_k % group_size and group_size % block_k:
         block_k //= 2
-    return replace(config, block_k=block_k, pdl=n * k <= 2**25)
+    return replace(config, block_k=block_k, pdl=n * k <= 2**25, prefetch_bytes=0)

@@ -101,23 +101,26 @@ def _int8_to_bfloat16(codes):
 
 
 @triton.jit
-def _bytes_tile(weight_rows, scale_rows, start, ks, in_range, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
-                ASM: tl.constexpr, dtype):  # fmt: skip
+def _bytes_tile(weight_rows, scale_rows, start, ks, in_range, row_groups, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+                GROUPS: tl.constexpr, ASM: tl.constexpr, dtype):  # fmt: skip
     """Codes [BLOCK_N, BLOCK_K] in `dtype`; times their groups' scales where those are narrower than a row."""
     if EVEN_K:
         codes = tl.load(weight_rows + start)
     else:
         codes = tl.load(weight_rows + start, mask=in_range[None, :], other=0.0)
-    if GROUP > 0:
-        scales = tl.load(scale_rows + ((start + ks) // GROUP)[None, :], mask=in_range[None, :], other=0.0)
-        return (codes.to(tl.float32) * scales.to(tl.float32)).to(dtype)
-    elif ASM:
+    if ASM:
         if codes.dtype == tl.int8:
-            return _int8_to_bfloat16(codes)
+            values = _int8_to_bfloat16(codes)
         else:
-            return _e4m3_to_bfloat16(codes)
+            values = _e4m3_to_bfloat16(codes)
     else:
-        return codes.to(dtype)
+        values = codes.to(tl.float32)
+    if GROUP > 0:
+        groups = start // GROUP + tl.arange(0, GROUPS)
+        scales = tl.load(scale_rows + groups[None, :], mask=(groups < row_groups)[None, :], other=0.0).to(tl.float32)
+        shape: tl.constexpr = (values.shape[0], GROUPS, values.shape[1] // GROUPS)
+        values = values.to(tl.float32) * tl.reshape(tl.broadcast_to(scales[:, :, None], shape), values.shape)
+    return values.to(dtype)
 
 
 @kernel(varying=["M"])
@@ -136,7 +139,8 @@ def _byte_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,  # 0: a scale for a row
+    GROUP: tl.constexpr,  # 0: a scale for a row; divides BLOCK_K otherwise, or the other way round
+    GROUPS: tl.constexpr,  # in BLOCK_K columns, at least 1
     SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
@@ -174,13 +178,13 @@ def _byte_linear_kernel(
             x = tl.load(x_rows + start, mask=(tokens < M)[:, None] & in_range[None, :], other=0.0)
         weight = _bytes_tile(
             weight_ptr + rows[:, None] * K + ks[None, :], scale_ptr + rows[:, None] * groups, start, ks, in_range,
-            EVEN_K, GROUP, ASM, x.dtype,
+            groups, EVEN_K, GROUP, GROUPS, ASM, x.dtype,
         )  # fmt: skip
         acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
         if GATED:
             up_weight = _bytes_tile(
                 weight_ptr + up_rows[:, None] * K + ks[None, :], scale_ptr + up_rows[:, None] * groups, start, ks,
-                in_range, EVEN_K, GROUP, ASM, x.dtype,
+                in_range, groups, EVEN_K, GROUP, GROUPS, ASM, x.dtype,
             )  # fmt: skip
             up = tl.dot(up_weight, tl.trans(x), up, input_precision="ieee")
     if GROUP == 0:
@@ -208,7 +212,8 @@ def quantized_linear(
     """
     (num_tokens, k), rows = x.shape, weight.num_rows
     n = rows // 2 if gated else rows
-    config = config or choose_config(num_tokens, n, k, gated)
+    group = weight.group_size if weight.scales.shape[1] > 1 else 0
+    config = config or choose_config(num_tokens, n, k, group, gated)
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
     tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
     split_k = config.split_k
@@ -232,7 +237,8 @@ def quantized_linear(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        GROUP=weight.group_size if weight.scales.shape[1] > 1 else 0,
+        GROUP=group,
+        GROUPS=max(config.block_k // group, 1) if group else 1,
         SPLIT_K=split_k,
         EVEN_K=k % (config.block_k * split_k) == 0,
         NUM_STAGES=config.num_stages,
@@ -248,8 +254,11 @@ def quantized_linear(
 
 
 @functools.cache
-def choose_config(num_tokens: int, n: int, k: int, gated: bool) -> LinearConfig:
-    """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns."""
+def choose_config(num_tokens: int, n: int, k: int, group: int, gated: bool) -> LinearConfig:
+    """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns, in groups unless 0."""
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
     split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
-    return LinearConfig(block_m, 64, 128, split_k=split_k, num_stages=4 if gated else 5, pdl=n * k <= 2**25)
+    block_k = 128
+    while group and block_k % group and group % block_k:
+        block_k //= 2
+    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=4 if gated else 5, pdl=n * k <= 2**25)

@@ -87,7 +87,8 @@ def test_tournament_equals_the_twins(device: torch.device, scale: float) -> None
         compete(logits, at, keys, is_marked, temperature, depths, 32)
         outputs.append(logits)
     expected, got = outputs
-    torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-4)
+    likely = expected.softmax(1) > 1e-30  # of the others' masses float32 has no digits, and a GPU none at all
+    torch.testing.assert_close(got[likely], expected[likely], atol=1e-3, rtol=1e-4)
     for row in (1, 2, 3, 6):
         assert torch.equal(got[row], logits_of(device, scale)[row])
     torch.testing.assert_close(got.softmax(1), expected.softmax(1), atol=1e-5, rtol=1e-3)
