@@ -101,7 +101,7 @@ def _int8_to_bfloat16(codes):
 
 
 @triton.jit
-def _bytes_tile(weight_rows, scale_rows, start, ks, in_range, row_groups, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
+def _bytes_tile(weight_rows, scale_rows, start, in_range, row_groups, EVEN_K: tl.constexpr, GROUP: tl.constexpr,
                 GROUPS: tl.constexpr, ASM: tl.constexpr, dtype):  # fmt: skip
     """Codes [BLOCK_N, BLOCK_K] in `dtype`; times their groups' scales where those are narrower than a row."""
     if EVEN_K:
@@ -177,13 +177,13 @@ def _byte_linear_kernel(
         else:
             x = tl.load(x_rows + start, mask=(tokens < M)[:, None] & in_range[None, :], other=0.0)
         weight = _bytes_tile(
-            weight_ptr + rows[:, None] * K + ks[None, :], scale_ptr + rows[:, None] * groups, start, ks, in_range,
+            weight_ptr + rows[:, None] * K + ks[None, :], scale_ptr + rows[:, None] * groups, start, in_range,
             groups, EVEN_K, GROUP, GROUPS, ASM, x.dtype,
         )  # fmt: skip
         acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
         if GATED:
             up_weight = _bytes_tile(
-                weight_ptr + up_rows[:, None] * K + ks[None, :], scale_ptr + up_rows[:, None] * groups, start, ks,
+                weight_ptr + up_rows[:, None] * K + ks[None, :], scale_ptr + up_rows[:, None] * groups, start,
                 in_range, groups, EVEN_K, GROUP, GROUPS, ASM, x.dtype,
             )  # fmt: skip
             up = tl.dot(up_weight, tl.trans(x), up, input_precision="ieee")
