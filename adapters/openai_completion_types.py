@@ -27,8 +27,11 @@ from adapters.wire import Refused, refuse
 Prompts = tuple[str | tuple[int, ...], ...]
 
 
-def _prompts(value: Any) -> Prompts:
-    """The four forms of `prompt` as one: each prompt a string or token ids. By hand: a long list is looked at once."""
+def read_prompts(value: Any) -> Prompts:
+    """The four forms of `prompt` (and of `input` in POST /v1/embeddings) as one: each a string or token ids.
+
+    By hand: a long list is looked at once.
+    """
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
@@ -69,7 +72,7 @@ class CompletionRequest(GenerationFields, StructuredFields):
     arm_positions: ClassVar[Mapping[str, int]] = ARM_POSITIONS
 
     prompt: Annotated[
-        Prompts, PlainValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+        Prompts, PlainValidator(read_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
     ]
     best_of: int | None = Field(default=None, ge=1, le=128)
     echo: bool | None = None

@@ -12,6 +12,7 @@ from adapters.anthropic_models import ModelInfo, ModelPage
 from adapters.anthropic_types import CountTokensRequest, MessageEvent, MessageObject, MessagesRequest, TokenCount
 from adapters.openai_chat_types import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from adapters.openai_completion_types import Completion, CompletionChunk, CompletionRequest
+from adapters.openai_embeddings import EmbeddingList, EmbeddingsRequest
 from adapters.openai_errors import ErrorBody
 from adapters.openai_models import ModelList, ModelObject
 from adapters.openai_responses_answer import DeletedResponse, ItemList, ResponseEvent, ResponseObject
@@ -27,6 +28,7 @@ from adapters.watermark import DetectRequest, WatermarkDetection
 _REQUESTS = (
     ChatCompletionRequest,
     CompletionRequest,
+    EmbeddingsRequest,
     ResponsesRequest,
     MessagesRequest,
     CountTokensRequest,
@@ -41,6 +43,7 @@ _ANSWERS = (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    EmbeddingList,
     ResponseObject,
     ResponseEvent,
     DeletedResponse,

@@ -30,6 +30,11 @@ class NativeSettings(EngineSection):
         default="smollm2-135m",
         description="`smollm2-135m`, a folder with config.json and safetensors, a .gguf file, or a hub id.",
     )
+    task: Literal["auto", "generate", "embed"] = Field(
+        default="auto",
+        description="What MODEL serves. auto: embed for encoders and for models with sentence-transformers' "
+        "modules.json, else generate, and embed on the side; see docs/embeddings.md.",
+    )
     tokenizer: str | None = Field(
         default=None,
         examples=["./tokenizer.json"],

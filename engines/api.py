@@ -179,6 +179,18 @@ class GenerationRequest:
     forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Texts or tokens to be made into vectors, at least one; none of them is empty."""
+
+    request_id: str
+    model: str  # as in GenerationRequest
+    inputs: tuple[TextPrompt | TokensPrompt, ...]
+    dimensions: int | None = None  # cut each vector to so many numbers and scale it back to length 1
+    truncate_prompt_tokens: int | None = None  # keep only the first so many tokens of each; -1: what the model takes
+    forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
+
+
 # --- what comes out ---------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +297,15 @@ class Done:
 
 GenerationEvent = Started | TextDelta | Done
 
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector per input, in their order, each as little-endian float32; `prompt_tokens` counts those of all."""
+
+    vectors: tuple[bytes, ...]
+    prompt_tokens: int
+
+
 # --- what an engine tells about itself --------------------------------------------------------------------------------
 
 
@@ -364,6 +385,7 @@ class WatermarkReport:
 class Engine(Protocol):
     """What stands behind a model name. All methods run on the gateway's event loop and must not block it.
 
+    What an engine cannot do (`generate` included, for a model that only embeds) it refuses with UnsupportedByEngine.
     `generate` raises a `HeadraceError` before its first event for a request it refuses; after `Started` an error means
     the generation was lost. Closing the generator (`aclose`) cancels the request and frees what it held.
     """
@@ -376,6 +398,10 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]: ...
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Cancelling the call frees what it held. Raises UnsupportedByEngine where the engine or its model cannot."""
+        ...
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:
         """Raises UnsupportedByEngine where the engine has no tokenizer."""

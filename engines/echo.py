@@ -9,12 +9,16 @@ The whole answer, stop conditions included, is decided before its first token; w
 
 Tokens: a run of at most four printable ASCII characters (a space may only lead), or any other single character. An id
 says its token by itself, without a vocabulary: below 0x110000 it is a code point, above it base-96 digits.
+
+An embedding counts tokens, each in the place that its id falls on: what shares tokens is near.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
+import struct
 import time
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
@@ -26,6 +30,8 @@ from config.engines import EchoSettings
 from engines.api import (
     ChatPrompt,
     Done,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     Finish,
     GenerationEvent,
@@ -48,6 +54,7 @@ from engines.errors import EngineUnavailable, InvalidRequest, PromptTooLong, Uns
 
 _TOKEN = re.compile(r" [!-~]{1,3}|[!-~]{1,4}|.", re.DOTALL)
 _MAX_TOKEN_CHARS = 4
+_EMBEDDING_SIZE = 64
 _FIRST_RUN_ID = 0x110000  # one past the last code point
 _SURROGATES = range(0xD800, 0xE000)
 
@@ -124,6 +131,24 @@ class EchoEngine:
             self._running -= 1
             self._generated_tokens += generated
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        if not self._open:
+            raise EngineUnavailable("The echo engine is not running.")
+        size = request.dimensions or _EMBEDDING_SIZE
+        if size > _EMBEDDING_SIZE:
+            raise InvalidRequest(
+                f"dimensions: this model's vectors have {_EMBEDDING_SIZE} numbers (got {size})", field="dimensions"
+            )
+        limit = self._settings.max_model_len
+        kept = limit if request.truncate_prompt_tokens == -1 else request.truncate_prompt_tokens
+        inputs = [_tokens_of(one)[:kept] for one in request.inputs]
+        longest = max(map(len, inputs))
+        if longest > limit:
+            raise PromptTooLong(f"An input has {longest} tokens; this model takes {limit}.", field="input")
+        num_tokens = sum(map(len, inputs))
+        self._prompt_tokens += num_tokens
+        return Embeddings(tuple(_vector(tokens, size) for tokens in inputs), num_tokens)
+
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         tokens = _tokens_of(prompt)
         ids = tuple(map(token_id, tokens))
@@ -154,6 +179,15 @@ class EchoEngine:
 
     async def aclose(self) -> None:
         self._open = False
+
+
+def _vector(tokens: Sequence[str], size: int) -> bytes:
+    """`size` numbers, of length 1 together."""
+    counts = [0.1] * _EMBEDDING_SIZE  # not 0, or a few of them might be a vector without a direction
+    for token in tokens:
+        counts[token_id(token) * 0x9E3779B1 % 2**32 >> 26] += 1.0
+    length = math.hypot(*counts[:size])
+    return struct.pack(f"<{size}f", *(count / length for count in counts[:size]))
 
 
 # --- reading the prompt -----------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from engines.errors import HeadraceError
 from gateway import endpoints, native, responses
 from gateway.admission import Admission
 from gateway.catalog import Catalog
+from gateway.embeddings import Embed
 from gateway.errors import on_headrace_error, on_http_exception
 from gateway.metrics import Metrics
 from gateway.native import GenerateNative
@@ -100,6 +101,7 @@ def _routes(catalog: Catalog, metrics: Metrics, store: ResponseStore, options: G
         Route("/v1/completions", completions, methods=["POST"], middleware=admission),
         Route("/v1/messages", messages, methods=["POST"], middleware=admission),
         Route("/v1/messages/count_tokens", endpoints.count_tokens(catalog), methods=["POST"], middleware=admission),
+        Route("/v1/embeddings", Embed(catalog, permits), methods=["POST"], middleware=admission),
         Route("/v1/models", endpoints.list_models(catalog)),
         Route("/v1/models/{model:path}", endpoints.retrieve_model(catalog)),
         Route("/tokenize", native.tokenize(catalog), methods=["POST"], middleware=admission),

@@ -171,6 +171,14 @@ OPERATIONS = (
         refusal="MessagesRefusal",
     ),
     _Operation(
+        "post",
+        "/v1/embeddings",
+        "A vector for each of one or several inputs.",
+        "EmbeddingList",
+        body="EmbeddingsRequest",
+        refusals=GENERATES,
+    ),
+    _Operation(
         "get",
         "/v1/models",
         "List every model name; in pages, as Anthropic does, for a client that sends `anthropic-version`.",

@@ -57,6 +57,10 @@ class RequestRecord:
         """The client left before its answer was complete."""
         self.error, self.failure = "The client left.", "dropped"
 
+    def count_prompt(self, num_tokens: int) -> None:
+        """Tokens that were processed and bring no events."""
+        self._started_prompt_tokens += num_tokens
+
     def add(self, event: GenerationEvent) -> None:
         if isinstance(event, TextDelta):
             if self.first_token_at is None:

@@ -52,7 +52,7 @@ class ClientLeft(Exception):
 
 async def answer_whole(exchange: Exchange, engine: Engine, record: RequestRecord, receive: Receive) -> bytes:
     """The body of the whole answer. Raises the first HeadraceError of any request, or ClientLeft."""
-    async with _while_connected(receive) as (tasks, _):
+    async with while_connected(receive) as (tasks, _):
         collecting = [tasks.create_task(_collect(engine, request, record)) for request in exchange.requests]
         collected = [await task for task in collecting]
     return exchange.response(collected)
@@ -71,7 +71,7 @@ async def answer_stream(
     A stream that has nothing to say for KEEP_ALIVE_S says so; if that is before its first event, it is a 200 from then.
     """
     relay = _Relay(len(exchange.requests))
-    async with _while_connected(receive) as (tasks, watcher):
+    async with while_connected(receive) as (tasks, watcher):
         pumps = [tasks.create_task(_pump(exchange, i, engine, relay, record)) for i in range(len(exchange.requests))]
         # A task of its own, for it wakes once per write and from here every wake-up would climb the middleware stack.
         writer = tasks.create_task(_write(exchange, relay, record, watcher, send, headers))
@@ -82,13 +82,13 @@ async def answer_stream(
                 pump.cancel()
 
 
-class _Connected(NamedTuple):
+class Connected(NamedTuple):
     tasks: asyncio.TaskGroup
     watcher: asyncio.Task[None]
 
 
 @asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncGenerator[_Connected, None]:
+async def while_connected(receive: Receive) -> AsyncGenerator[Connected, None]:
     """Tasks that are cancelled, together with the body, when the client leaves: then ClientLeft is raised.
 
     The first exception of any task is raised as it is, after all others have ended.
@@ -96,7 +96,7 @@ async def _while_connected(receive: Receive) -> AsyncGenerator[_Connected, None]
     try:
         async with asyncio.TaskGroup() as tasks:
             watcher = tasks.create_task(_watch(receive))
-            yield _Connected(tasks, watcher)
+            yield Connected(tasks, watcher)
             watcher.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None

@@ -116,7 +116,7 @@ class ChoiceSink:
 
     def push(self, output: TokenOutput) -> None:
         if output.finish == FINISH_ERROR:
-            self._answer.fail(_error(output.error))
+            self._answer.fail(error_of(output.error))
             return
         if output.finish == FINISH_REFUSED:
             self._answer.refuse(output.error)
@@ -129,7 +129,8 @@ class ChoiceSink:
         self._answer.fail(error)
 
 
-def _error(reason: str) -> HeadraceError:
+def error_of(reason: str) -> HeadraceError:
+    """What the core could not do, as the client is told."""
     if reason == "overloaded":
         return Overloaded("The engine's queue is full; try again shortly.")
     return GenerationFailed(reason)

@@ -6,7 +6,6 @@ Runs in the core's process, once. Every choice that `auto` leaves open is made h
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,9 @@ from engines.native.block_pool import BlockPool
 from engines.native.build_runner import build_runner
 from engines.native.chunking import ChunkSizer
 from engines.native.core import EngineCore
+from engines.native.device import device_name, prepare_device
 from engines.native.distributed.member import Member
+from engines.native.embedding_config import load_embedding_config, task_of
 from engines.native.generation_config import load_generation_config
 from engines.native.grammar.compiler import GrammarCompiler
 from engines.native.kernels import KernelChoice, choose_kernels
@@ -34,7 +35,7 @@ from engines.native.scheduler import Scheduler, SchedulerLimits
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import Ready
 from engines.native.weights.loader import load_model
-from engines.native.weights.resolve import resolve_model
+from engines.native.weights.resolve import ModelFiles, resolve_model
 
 if TYPE_CHECKING:
     from engines.native.distributed.group import RankGroup
@@ -56,15 +57,19 @@ class BuiltCore:
     step_weight_bytes: int  # what every step reads: all weights, but of an embedding table of its own only rows
 
 
-def build_core(section: NativeSettings, on_progress: OnProgress, member: Member | None = None) -> BuiltCore:
-    """Of several ranks each builds its own with its `member`, side by side: they meet in here.
+def build_core(
+    section: NativeSettings, on_progress: OnProgress, member: Member | None = None, files: ModelFiles | None = None
+) -> BuiltCore:
+    """Of several ranks each builds its own with its `member`, side by side: they meet in here. `files`: the model's,
+    where they are found already.
 
     Raises EngineUnavailable, in words for an operator, when these settings cannot become a running core.
     """
     started = time.monotonic()
     device = prepare_device(section, 0 if member is None else member.rank)
-    files = resolve_model(section, on_progress)
+    files = files or resolve_model(section, on_progress)
     config = load_config(files.path)
+    section, config = _for_task(section, files.path, config)
     group = None
     if member is not None:
         from engines.native.distributed.group import RankGroup  # much of torch that one rank does without
@@ -88,7 +93,7 @@ def build_core(section: NativeSettings, on_progress: OnProgress, member: Member 
     ready = Ready(
         model=files.name,
         architecture=config.architecture,
-        device=_device_name(device, num_threads),
+        device=device_name(device, num_threads),
         dtype=kernels.dtype_name,
         attention_backend=kernels.attention_backend,
         vocab_size=config.vocab_size,
@@ -102,6 +107,8 @@ def build_core(section: NativeSettings, on_progress: OnProgress, member: Member 
         quantization=kernels.quantization,
         tensor_parallel_size=section.tensor_parallel_size,
         all_reduce="" if group is None else group.all_reduce_name,
+        generates=not config.headless,
+        embedding_size=config.hidden_size,
     )
     on_gpu = device.type == "cuda"
     target_ms = section.prefill_target_ms
@@ -125,6 +132,18 @@ def build_core(section: NativeSettings, on_progress: OnProgress, member: Member 
         step_weight_bytes=model.weight_bytes
         - (0 if config.tie_word_embeddings else _table_bytes(config, kernels) // section.tensor_parallel_size),
     )
+
+
+def _for_task(section: NativeSettings, path: Path, config: ModelConfig) -> tuple[NativeSettings, ModelConfig]:
+    """For a model that embeds: without its head, and with the longest input that its files name."""
+    if task_of(section, path) == "generate":
+        if config.headless and section.task == "generate":
+            raise EngineUnavailable("task is 'generate', but the checkpoint has no LM head.", field="task")
+        return section, config
+    if section.max_model_len is None:
+        length = load_embedding_config(path).max_length
+        section = section.model_copy(update={"max_model_len": length and min(length, config.context_length)})
+    return section, replace(config, headless=True)
 
 
 def _grammars(section: NativeSettings, path: Path, config: ModelConfig) -> GrammarCompiler:
@@ -166,30 +185,6 @@ def _load(
     )
 
 
-def prepare_device(section: NativeSettings, rank: int = 0) -> torch.device:
-    """The device that these settings name for a rank; on CPU, torch is given its threads."""
-    if section.device == "cuda" and not torch.cuda.is_available():
-        raise EngineUnavailable("device is 'cuda', but torch sees no CUDA GPU; pass --device cpu or auto.")
-    if section.device == "cpu" or not torch.cuda.is_available():
-        torch.set_num_threads(max(1, (section.cpu_threads or _physical_cores()) // section.tensor_parallel_size))
-        return torch.device("cpu")
-    if section.tensor_parallel_size == 1:
-        return torch.device("cuda", torch.cuda.current_device())
-    if section.tensor_parallel_size > torch.cuda.device_count():
-        raise EngineUnavailable(
-            f"tensor_parallel_size is {section.tensor_parallel_size}, but torch sees {torch.cuda.device_count()} GPUs.",
-            field="tensor_parallel_size",
-        )
-    torch.cuda.set_device(rank)
-    return torch.device("cuda", rank)
-
-
-def _device_name(device: torch.device, num_threads: int) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {num_threads} threads"
-
-
 def _limits(section: NativeSettings, device: torch.device) -> SchedulerLimits:
     on_gpu = device.type == "cuda"
     max_num_seqs = section.max_num_seqs or (512 if on_gpu else 64)
@@ -200,14 +195,3 @@ def _limits(section: NativeSettings, device: torch.device) -> SchedulerLimits:
             "serve every running sequence."
         )
     return SchedulerLimits(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
-
-
-def _physical_cores() -> int:
-    """Cores this process may use; hyper-threads share the vector units, so they do not count."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
-    try:
-        threads_per_core = len(siblings.read_text().replace("-", ",").split(","))
-    except OSError:
-        threads_per_core = 1
-    return max(1, usable // threads_per_core)

@@ -7,6 +7,7 @@ left beside them and the graphs.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,7 @@ from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import SamplingState
 from engines.native.sampling.vocab_split import VocabSplit
 from engines.native.scheduler import SchedulerLimits
-from engines.native.warm_up import sample_widest, warm_up
+from engines.native.warm_up import sample_widest, warm_up, warm_up_embedding
 
 if TYPE_CHECKING:
     from engines.native.distributed.group import RankGroup
@@ -74,16 +75,18 @@ def build_runner(
         length = fit_max_model_len(section.max_model_len, config.context_length, num_blocks, shape)
         return KVCache(shape, num_blocks, device), length
 
+    def warm(runner: ModelRunner, longest: int, batch_sizes: Sequence[int] = ()) -> None:
+        if config.headless:
+            warm_up_embedding(runner, longest, batch_sizes)
+        else:
+            warm_up(runner, longest, limits, config.vocab_size, batch_sizes)
+
     if device.type == "cpu":
         cache, length = sized(_asked_bytes(section) or cpu_budget_bytes() // section.tensor_parallel_size)
         runner = ModelRunner(model, cache, rows := rows_of(length), sampler)
         # CPU kernels are compiled ahead and allocate little: a short prompt touches all that a long one does.
-        warm_up(
-            runner,
-            max(1, min(_CPU_WARM_UP_TOKENS, limits.max_num_batched_tokens, length - 1)),
-            limits,
-            config.vocab_size,
-        )
+        short = max(1, min(_CPU_WARM_UP_TOKENS, limits.max_num_batched_tokens, length - 1))
+        warm(runner, short)
         return runner, cache, rows
 
     rows = rows_of(longest_context)
@@ -94,11 +97,13 @@ def build_runner(
     with explain_out_of_memory("max_num_batched_tokens or max_num_seqs"):
         if kernels.compile_ahead is not None:
             with kernels.compile_ahead(os.cpu_count() or 1):
-                warm_up(runner, longest, limits, config.vocab_size, kernels.batch_sizes)
-        warm_up(runner, longest, limits, config.vocab_size, kernels.batch_sizes)
-        sample_widest(runner, limits)
+                warm(runner, longest, kernels.batch_sizes)
+        warm(runner, longest, kernels.batch_sizes)
+        if not config.headless:
+            sample_widest(runner, limits)
         reserve = workspace_bytes()
-        use_graphs = kernels.attention_backend != "torch"  # which asks the device for lengths, as no graph can
+        # Not with torch's attention, which asks the device for lengths, as no graph can; nor where nothing decodes.
+        use_graphs = kernels.attention_backend != "torch" and not config.headless
         if use_graphs:
             reserve += graph_bytes(GraphContext(model, probe, rows, sampler.state, ops, split), limits)
     cache, length = sized(_asked_bytes(section) or gpu_budget_bytes(section.gpu_memory_utilization, device, reserve))

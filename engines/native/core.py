@@ -42,6 +42,29 @@ class Runner(Protocol):
     def collect(self, launched: Any) -> SampledTokens: ...
 
 
+class Core(Protocol):
+    """What stands behind the socket: sequences in by `add`, and what a step brought for each out of it."""
+
+    def add(self, client: bytes, message: AddSequence) -> None: ...
+
+    def abort(self, client: bytes, seq_ids: tuple[int, ...]) -> None: ...
+
+    def abort_client(self, client: bytes) -> None: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    @property
+    def is_compiling(self) -> bool: ...
+
+    @property
+    def num_waiting(self) -> int: ...
+
+    def stats(self) -> SchedulerStats: ...
+
+    def step_stats(self) -> StepStats: ...
+
+
 class EngineCore:
     """Sequences in, TokenOutputs out, one step at a time."""
 

@@ -19,6 +19,8 @@ from config.engines import NativeSettings
 from engines.api import (
     ChatPrompt,
     Done,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     GenerationEvent,
     GenerationRequest,
@@ -32,10 +34,12 @@ from engines.api import (
     WatermarkParams,
     WatermarkReport,
 )
-from engines.errors import EngineUnavailable, InvalidRequest
+from engines.errors import EngineUnavailable, InvalidRequest, UnsupportedByEngine
 from engines.native.answer import Answer, ChoiceSink
 from engines.native.core_client import CoreClient
 from engines.native.dialect import Dialect
+from engines.native.embedding import Embedder
+from engines.native.embedding_config import load_embedding_config
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params, truncated
@@ -68,6 +72,7 @@ class NativeEngine:
         self._tokenizer: Tokenizer
         self._dialect: Dialect
         self._dialect_under: Callable[[str], Dialect]
+        self._embedder: Embedder
         self._defaults: GenerationConfig
 
     # --- the contract: life -------------------------------------------------------------------------------------------
@@ -95,6 +100,8 @@ class NativeEngine:
             raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
         self._dialect = Dialect(self._tokenizer, self._section.tool_parser, self._section.reasoning_parser)
         self._dialect_under = lru_cache(16)(self._dialect.under)  # by template
+        embedding = load_embedding_config(files.path)
+        self._embedder = Embedder(embedding, self._tokenizer, self._client, self._section.max_prompt_tokens)
         models_own = self._section.generation_defaults == "model"
         self._defaults = load_generation_config(files.path) if models_own else GenerationConfig()
 
@@ -162,6 +169,8 @@ class NativeEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         ready = self._require_ready()
+        if not ready.generates:
+            raise UnsupportedByEngine("This model embeds texts and generates none: use /v1/embeddings.", field="model")
         token_ids, text = await self._encode(request.prompt)
         token_ids = truncated(token_ids, request, ready)
         field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
@@ -197,6 +206,17 @@ class NativeEngine:
                         return
         finally:
             self._client.abort(seq_ids)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        ready = self._require_ready()
+        pooling = self._embedder.pooling(request, ready)
+        texts = (one.text for one in request.inputs if isinstance(one, TextPrompt))
+        if sum(map(len, texts)) <= _INLINE_CHARS:
+            inputs = self._embedder.encode(request, ready)
+        else:
+            in_thread = asyncio.get_running_loop().run_in_executor
+            inputs = await in_thread(self._threads, self._embedder.encode, request, ready)
+        return await self._embedder.run(inputs, pooling)
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         ready = self._require_ready()

@@ -1,4 +1,4 @@
-"""ModelRunner: does what a BatchPlan says. One forward pass, one token per sequence that samples.
+"""ModelRunner: does what a BatchPlan says. One forward pass, one token per sequence that samples, or one vector.
 
 Owns the order of a step on the device: apply deltas, prepare inputs, forward, logits, sample, store. Steps of decodes
 alone, and short prefill chunks, replay a CUDA graph where there is one. Knows nothing of requests, queues or text.
@@ -19,6 +19,7 @@ from engines.native.cuda_graphs import DecodeGraphs, StepGraph
 from engines.native.grammar.constraint import TokenMasks
 from engines.native.kv_cache import KVCache
 from engines.native.models import CausalLM
+from engines.native.pooling import ChunkPooling, Embedded
 from engines.native.row_state import ModelInput, RowState
 from engines.native.sampling.batch import DeviceMasks
 from engines.native.sampling.logprobs import Logprobs
@@ -66,6 +67,7 @@ class Launched:
     tokens: HostTokens | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
+    embedded: Embedded | None = None
     choose: Choose | None = None  # set while the step waits to be told which tokens are allowed
 
 
@@ -87,6 +89,7 @@ class ModelRunner:
         self._sampler = sampler
         self._graphs = graphs
         self._chunk_graphs = chunk_graphs
+        self._pooling = ChunkPooling()
         self._prompt_logprobs: dict[int, tuple[int, TokenParams]] = {}  # row -> prompt length, params; few have it
 
     @property
@@ -107,13 +110,15 @@ class ModelRunner:
         if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
             graph = self._graphs.replay(plan.rows, plan.starts)
             return self._open_graph(plan, graph, list(range(len(plan.rows))))
-        if self._chunk_graphs is not None and not self._scores_prompts(plan):
+        if self._chunk_graphs is not None and not (self._scores_prompts(plan) or self._pooling.concerns(plan)):
             places = self._chunk_graphs.find(plan)
             if places is not None:
                 return self._open_graph(plan, *self._chunk_graphs.replay(plan, places))
         inputs = self._rows.prepare(plan)
         hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
-        launched = Launched(prompt_logprobs=self._score_prompts(plan, hidden))
+        launched = Launched(
+            prompt_logprobs=self._score_prompts(plan, hidden), embedded=self._pooling.take(plan, hidden)
+        )
         if any(plan.samples):
             logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
             self._choose(launched, plan, partial(self._sample, plan=plan, inputs=inputs, logits=logits))
@@ -135,16 +140,17 @@ class ModelRunner:
             choose(launched, None)
 
     def collect(self, launched: Launched) -> SampledTokens:
-        """Wait for a launched step's tokens."""
-        if launched.tokens is None:
-            return SampledTokens([], prompt_logprobs=launched.prompt_logprobs)
+        """Wait for a launched step's tokens and vectors."""
         logprobs = launched.logprobs.to_host() if launched.logprobs is not None else {}
-        return SampledTokens(launched.tokens.to_list(), logprobs, launched.prompt_logprobs)
+        token_ids = launched.tokens.to_list() if launched.tokens is not None else []
+        embeddings = launched.embedded.by_place() if launched.embedded is not None else {}
+        return SampledTokens(token_ids, logprobs, launched.prompt_logprobs, embeddings)
 
     def _admit(self, plan: BatchPlan) -> None:
         self._rows.apply(plan)
         for admission in plan.admissions:
             self._prompt_logprobs.pop(admission.row, None)
+            self._pooling.admit(admission)
             if admission.params.prompt_logprobs >= 0:
                 self._prompt_logprobs[admission.row] = (admission.num_prompt_tokens, admission.params)
         if plan.admissions:

@@ -114,7 +114,8 @@ class Scheduler:
         """Record what the oldest uncommitted step brought: append, finish, free, report."""
         outputs: list[Output] = []
         num_sampled = 0
-        for index, sequence in enumerate(self._in_flight.popleft()):
+        sequences = self._in_flight.popleft()
+        for index, sequence in enumerate(sequences):
             if index in sampled.prompt_logprobs and sequence.wants_prompt_logprobs:
                 sequence.prompt_logprobs.extend(sampled.prompt_logprobs[index])
             if not plan.samples[index]:
@@ -124,6 +125,9 @@ class Scheduler:
                 logprobs = sampled.logprobs.get(num_sampled)
                 outputs.append((sequence, self._append(sequence, sampled.token_ids[num_sampled], logprobs)))
             num_sampled += 1
+        for index, vector in sampled.embeddings.items():
+            if not sequences[index].finished:
+                outputs.append((sequences[index], self._embedded(sequences[index], vector)))
         return outputs
 
     def choosing(self, plan: BatchPlan) -> list[Choosing]:
@@ -176,9 +180,9 @@ class Scheduler:
             missing = sequence.num_tokens - sequence.num_computed_tokens
             if budget == 0:
                 break
-            if missing > 1:
+            if missing and (missing > 1 or sequence.is_pooled):
                 chunk = min(missing, budget)
-                self._take(plan, sequences, sequence, chunk)
+                self._take_chunk(plan, sequences, sequence, chunk)
                 budget -= chunk
         return budget
 
@@ -195,7 +199,7 @@ class Scheduler:
             self._waiting.popleft()
             self._place(sequence, hits, num_new_blocks, plan)
             chunk = min(len(sequence.token_ids) - sequence.num_computed_tokens, budget)
-            self._take(plan, sequences, sequence, chunk)
+            self._take_chunk(plan, sequences, sequence, chunk)
             budget -= chunk
 
     def _place(self, sequence: Sequence, hits: list[int], num_new_blocks: int, plan: BatchPlan) -> None:
@@ -217,6 +221,13 @@ class Scheduler:
             Admission(sequence.row, list(sequence.token_ids), sequence.num_prompt_tokens, sequence.params)
         )
         plan.block_appends.extend((sequence.row, i, block) for i, block in enumerate(sequence.block_table))
+
+    def _take_chunk(self, plan: BatchPlan, sequences: list[Sequence], sequence: Sequence, num_tokens: int) -> None:
+        """`_take` for a part of a prompt. One that is pooled ends without a sample: its vector is the result."""
+        self._take(plan, sequences, sequence, num_tokens)
+        if sequence.is_pooled and plan.samples[-1]:
+            plan.samples[-1] = False
+            sequence.num_pending = 0
 
     def _take(self, plan: BatchPlan, sequences: list[Sequence], sequence: Sequence, num_tokens: int) -> None:
         """Put a sequence's next tokens into the plan, and count them as computed."""
@@ -280,6 +291,17 @@ class Scheduler:
             error=error,
         )
 
+    def _embedded(self, sequence: Sequence, vector: bytes) -> TokenOutput:
+        self._end(sequence)
+        return TokenOutput(
+            seq_id=sequence.key[1],
+            token_ids=(),
+            finish=FINISH_STOP,
+            cached_tokens=sequence.num_cached_tokens,
+            queued_s=sequence.queued_s,
+            embedding=vector,
+        )
+
     def _end(self, sequence: Sequence) -> None:
         sequence.finished = True
         del self._by_key[sequence.key]
@@ -300,7 +322,7 @@ class Scheduler:
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """The longest chain of known blocks that leaves at least one token to compute."""
-        if not self._pool.caching or sequence.wants_prompt_logprobs:
+        if not self._pool.caching or sequence.needs_every_token:
             return []
         self._hash_blocks(sequence, len(sequence.token_ids) // self._pool.block_size)
         hits: list[int] = []

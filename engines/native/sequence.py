@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from engines.native.block_pool import BlockHash
 from engines.native.grammar.constraint import TokenConstraint
-from engines.native.types import LogprobRow, TokenParams
+from engines.native.types import LAST_TOKEN, LogprobRow, TokenParams
 
 SequenceKey = tuple[bytes, int]  # (client identity, the client's seq_id)
 
@@ -46,19 +46,27 @@ class Sequence:
     num_remembered_blocks: int = 0  # leading blocks that the prefix cache knows
     prompt_logprobs: list[LogprobRow] = field(default_factory=list[LogprobRow])  # of prompt tokens 1, 2, ...
     stop_token_ids: frozenset[int] = frozenset()
+    max_length: int = field(init=False)  # tokens at which it ends; one beyond the prompt where only that is asked for
     constraint: TokenConstraint | None = None  # what limits its tokens; knows all of token_ids that were generated
 
     def __post_init__(self) -> None:
         self.stop_token_ids = frozenset(self.params.stop_token_ids)
+        # One that is pooled never decodes: it is as long as it gets from the start.
+        self.max_length = self.num_prompt_tokens + (0 if self.is_pooled else max(self.params.max_tokens, 1))
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids) + self.num_pending
 
     @property
-    def max_length(self) -> int:
-        """Tokens at which it ends by length; one more than the prompt where only the prompt is asked for."""
-        return self.num_prompt_tokens + max(self.params.max_tokens, 1)
+    def is_pooled(self) -> bool:
+        return self.params.pooling is not None
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether tokens found in the prefix cache must be computed all the same: for something is made of each."""
+        pooling = self.params.pooling
+        return self.wants_prompt_logprobs or (pooling is not None and pooling.mode != LAST_TOKEN)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -37,6 +37,17 @@ class Watermark(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return f"Watermark(scheme={self.scheme})"
 
 
+LAST_TOKEN, MEAN_TOKENS, CLS_TOKEN, MAX_TOKENS = range(4)
+
+
+class Pooling(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A sequence's hidden states as one vector: those of its last or first token, or the mean or maximum of all."""
+
+    mode: int = LAST_TOKEN  # one of the four above
+    normalized: bool = True  # scaled to length 1
+    dimensions: int = 0  # the first so many numbers alone, which are then of length 1; 0 = all
+
+
 class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the core needs to choose tokens and to stop: SamplingParams resolved to numbers, text left outside.
 
@@ -61,6 +72,7 @@ class TokenParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prompt_logprobs: int = -1
     watermark: Watermark | None = None
     allowed_token_ids: tuple[int, ...] = ()  # () = all
+    pooling: Pooling | None = None  # set: nothing is generated, the prompt is made a vector
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -146,6 +158,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, array_like=True):
     quantization: str = ""  # of weights and KV cache, in words; empty: none
     tensor_parallel_size: int = 1
     all_reduce: str = ""  # how the ranks sum, in words; empty with one rank
+    generates: bool = True  # False: it only embeds
+    embedding_size: int = 0  # numbers of a vector
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -177,6 +191,7 @@ class TokenOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prompt_logprobs: tuple[LogprobRow | None, ...] = ()
     error: str = ""
     queued_s: float = 0.0  # seconds from arrival to its first step; only in a sequence's first output
+    embedding: bytes = b""  # little-endian float32; the only output of a sequence that is pooled
 
 
 FINISH_NONE, FINISH_STOP, FINISH_LENGTH, FINISH_ERROR, FINISH_COMPLETE, FINISH_REFUSED = range(6)
@@ -258,9 +273,11 @@ class SampledTokens:
     """One token per scheduled sequence that samples, in the plan's order, on the host.
 
     `logprobs[i]` belongs to `token_ids[i]` where its sequence asked; `prompt_logprobs[j]` holds, for scheduled sequence
-    j, the rows of the prompt positions that its chunk predicted.
+    j, the rows of the prompt positions that its chunk predicted, and `embeddings[j]` its vector where it is pooled and
+    this was its last chunk.
     """
 
     token_ids: list[int]
     logprobs: dict[int, LogprobRow] = field(default_factory=dict[int, LogprobRow])
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
+    embeddings: dict[int, bytes] = field(default_factory=dict[int, bytes])

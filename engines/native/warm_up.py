@@ -9,7 +9,7 @@ import numpy as np
 from engines.native.core import Runner
 from engines.native.grammar.constraint import TokenMasks
 from engines.native.scheduler import SchedulerLimits
-from engines.native.types import GREEN_LIST, SYNTHID, Admission, BatchPlan, TokenParams, Watermark
+from engines.native.types import GREEN_LIST, SYNTHID, Admission, BatchPlan, Pooling, TokenParams, Watermark
 
 _GREEDY = TokenParams(max_tokens=1, temperature=0.0)
 _SAMPLED = (
@@ -50,6 +50,14 @@ def warm_up(
         launched = runner.launch(plan)
         runner.choose(launched, TokenMasks([0], np.full((1, -(-vocab_size // 32)), -1, dtype=np.int32)))
         runner.collect(launched)
+
+
+def warm_up_embedding(runner: Runner, longest: int, batch_sizes: Sequence[int] = ()) -> None:
+    """For a model that only embeds: prompts alone, and nothing is sampled."""
+    for size in (longest, *(min(size, longest) for size in batch_sizes)):
+        params = TokenParams(max_tokens=0, pooling=Pooling())
+        plan = BatchPlan([0], [0], [size], [False], admissions=[Admission(0, [0] * size, size, params)])
+        runner.collect(runner.launch(plan))
 
 
 def sample_widest(runner: Runner, limits: SchedulerLimits) -> None:

@@ -24,6 +24,8 @@ import zmq
 
 from config.engines import NativeSettings
 from engines.errors import HeadraceError
+from engines.native.launch import OnProgress
+from engines.native.models.encoders import is_encoder
 from engines.native.types import (
     FINISH_ERROR,
     AbortSequences,
@@ -38,9 +40,10 @@ from engines.native.types import (
     StepReport,
     TokenOutput,
 )
+from engines.native.weights.resolve import resolve_model
 
 if TYPE_CHECKING:
-    from engines.native.core import EngineCore
+    from engines.native.core import Core
     from engines.native.scheduler import Output
 
 _IDLE_POLL_MS = 1000
@@ -97,7 +100,7 @@ class CoreServer:
 
     def serve(
         self,
-        core: EngineCore,
+        core: Core,
         ready: Ready,
         *,
         step: Callable[[], list[Output]],
@@ -128,7 +131,7 @@ class CoreServer:
                 idle = False
                 self._report(core, step())
 
-    def _report(self, core: EngineCore, outputs: list[Output]) -> None:
+    def _report(self, core: Core, outputs: list[Output]) -> None:
         """One message for each client that this step brought something for."""
         by_client: defaultdict[bytes, list[TokenOutput]] = defaultdict(list)
         for sequence, output in outputs:
@@ -137,7 +140,7 @@ class CoreServer:
         for client, of_client in by_client.items():
             self._send(client, StepOutputs(tuple(of_client), stats))
 
-    def _greet(self, core: EngineCore | None, max_waiting: int = 0) -> None:
+    def _greet(self, core: Core | None, max_waiting: int = 0) -> None:
         """Handle every message that has arrived; before the core exists that can only be Hello."""
         while True:
             try:
@@ -160,7 +163,7 @@ class CoreServer:
                 case _:
                     pass
 
-    def _forget_dead_clients(self, core: EngineCore) -> None:
+    def _forget_dead_clients(self, core: Core) -> None:
         """A gateway process that died cannot abort what it asked for."""
         for client, process_id in list(self._clients.items()):
             if not _process_exists(process_id):
@@ -211,20 +214,31 @@ def main() -> int:
 def run(server: CoreServer, section: NativeSettings) -> int:
     """One process holds the whole model."""
     try:
-        from engines.native.build import build_core  # imports torch: after the socket, so that clients see us early
-
-        built = build_core(section, server.report_progress)
+        core, ready, step = _build(section, server.report_progress)
     except Exception as error:
         return server.fail_to_start(error)
     settle()
     try:
-        step = built.core.step_overlapped if built.overlapped else built.core.step
-        server.serve(built.core, built.ready, step=step, max_waiting=section.max_waiting)
+        server.serve(core, ready, step=step, max_waiting=section.max_waiting)
     except Exception as error:
         traceback.print_exc()
         server.fail(f"The engine core failed: {type(error).__name__}: {error}")
         return 2
     return 0
+
+
+def _build(section: NativeSettings, on_progress: OnProgress) -> tuple[Core, Ready, Callable[[], list[Output]]]:
+    """The core of the model's kind, and how it steps. Imports torch: after the socket, so that clients see us early."""
+    files = resolve_model(section, on_progress)
+    if is_encoder(files.path):
+        from engines.native.encoder.build import build_encoder
+
+        core, ready = build_encoder(section, files, on_progress)
+        return core, ready, core.step
+    from engines.native.build import build_core
+
+    built = build_core(section, on_progress, files=files)
+    return built.core, built.ready, built.core.step_overlapped if built.overlapped else built.core.step
 
 
 def settle() -> None:

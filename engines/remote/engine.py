@@ -17,6 +17,8 @@ import msgspec
 from config.engines import RemoteSettings
 from engines.api import (
     ChatPrompt,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     GenerationEvent,
     GenerationRequest,
@@ -32,10 +34,11 @@ from engines.api import (
 )
 from engines.errors import EngineUnavailable, HeadraceError, UnsupportedByEngine, UpstreamError
 from engines.remote.body import chat_fields, encode_body, path_of
+from engines.remote.embeddings import EMBEDDINGS_PATH, embedding_fields, read_embeddings
 from engines.remote.events import DONE, AnswerReader
 from engines.remote.sse import EventStreamParser, EventTooLong
 from engines.remote.upstream import Upstream, drain
-from engines.remote.wire import DetokenizeAnswer, ModelList, TokenizeAnswer
+from engines.remote.wire import DetokenizeAnswer, EmbeddingsAnswer, ModelList, TokenizeAnswer
 
 _HEALTH_CACHE_S = 5.0
 _Shape = TypeVar("_Shape")
@@ -150,6 +153,20 @@ class RemoteEngine:
             case ChatPrompt():
                 raise UnsupportedByEngine("A remote engine does not see the text that a chat becomes.", field="echo")
 
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        upstream = self._started()
+        fields = embedding_fields(request, model=self._settings.upstream_model or request.model)
+        self._running += 1
+        try:
+            response = await upstream.post_json(upstream.base_url + EMBEDDINGS_PATH, fields)
+        finally:
+            self._running -= 1
+        embeddings = read_embeddings(
+            _decoded(_supported(response, "embeddings route, or no such model"), EmbeddingsAnswer, upstream), request
+        )
+        self._prompt_tokens += embeddings.prompt_tokens
+        return embeddings
+
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:
         upstream = self._started()
         body: dict[str, Any] = {"model": self._settings.upstream_model or model}
@@ -225,9 +242,9 @@ async def _probe(upstream: Upstream) -> Health:
     return Health(True)  # 404 and the like: it answers, and not every upstream lists its models
 
 
-def _supported(response: httpx.Response) -> httpx.Response:
+def _supported(response: httpx.Response, what: str = "tokenizer route") -> httpx.Response:
     if response.status_code in (404, 405, 501):
-        raise UnsupportedByEngine("The upstream has no tokenizer route.")
+        raise UnsupportedByEngine(f"The upstream has no {what}.")
     return response
 
 

@@ -110,6 +110,20 @@ class ModelList(msgspec.Struct):
     data: list[UpstreamModel]
 
 
+class EmbeddingItem(msgspec.Struct, gc=False):
+    embedding: list[float] | str  # numbers, or base64 of them
+    index: int = 0
+
+
+class EmbeddingUsage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+
+
+class EmbeddingsAnswer(msgspec.Struct, gc=False):
+    data: list[EmbeddingItem]
+    usage: EmbeddingUsage | None = None
+
+
 class TokenizeAnswer(msgspec.Struct):
     tokens: tuple[int, ...]
     max_model_len: int | None = None

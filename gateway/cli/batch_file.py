@@ -65,7 +65,7 @@ class _Line(BaseModel):
 
     custom_id: str = Field(min_length=1)
     method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
     body: dict[str, Any]
 
 

@@ -37,7 +37,8 @@ def describe(engine: Engine, kind: str) -> EngineFacts:
             "dtype": ready.dtype,
             **({"quantization": ready.quantization} if ready.quantization else {}),
             "attention": ready.attention_backend,
-            "KV capacity": f"{ready.kv_capacity_tokens:,} tokens",
+            **({"KV capacity": f"{ready.kv_capacity_tokens:,} tokens"} if ready.kv_capacity_tokens else {}),
+            **({} if ready.generates else {"task": f"embed, {ready.embedding_size} numbers a vector"}),
         }
         if ready.tensor_parallel_size > 1:
             facts["ranks"] = f"{ready.tensor_parallel_size}, sums by {ready.all_reduce}"

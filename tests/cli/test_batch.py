@@ -51,15 +51,18 @@ def test_each_request_has_its_answer_in_the_batch_format(tmp_path: Path):
     }
     body = {"model": "echo", "input": "third"}
     response = {"custom_id": "d", "method": "POST", "url": "/v1/responses", "body": body}
-    path = written(tmp_path, [line("a", "first"), line("b", "second"), completion, response])
+    body = {"model": "echo", "input": "fourth"}
+    embedding = {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": body}
+    path = written(tmp_path, [line("a", "first"), line("b", "second"), completion, response, embedding])
     ended = headrace("batch", str(path), *ECHO, HEADRACE_API_KEY="hush")
     assert ended.returncode == 0, ended.stderr
     found = {answer["custom_id"]: answer for answer in answers(tmp_path)}
     assert all(answer.keys() == {"id", "custom_id", "response", "error"} for answer in found.values())
-    assert len({answer["id"] for answer in found.values()}) == 4
+    assert len({answer["id"] for answer in found.values()}) == 5
     bodies = {name: answer["response"]["body"] for name, answer in found.items()}
     assert bodies["a"]["choices"][0]["message"]["content"] == "first"
     assert bodies["b"]["choices"][0]["message"]["content"] == "second"
+    assert len(bodies["e"]["data"][0]["embedding"]) == 64
     assert bodies["c"]["choices"][0]["text"] == "é"
     assert bodies["d"]["output"][0]["content"][0]["text"] == "third"
     assert found["a"]["response"]["status_code"] == 200
@@ -67,7 +70,7 @@ def test_each_request_has_its_answer_in_the_batch_format(tmp_path: Path):
     assert found["a"]["error"] is None
     tokens = bodies["d"]["usage"]["output_tokens"]
     tokens += sum(bodies[name]["usage"]["completion_tokens"] for name in "abc")
-    assert ended.stdout.startswith("4 of 4 requests answered; ")
+    assert ended.stdout.startswith("5 of 5 requests answered; ")
     assert f", {tokens} out in " in ended.stdout
     assert ended.stdout.endswith("r.output.jsonl\n")
 

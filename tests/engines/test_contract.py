@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from engines.api import ChatPrompt, Started, TextDelta, TextPrompt, TokensPrompt
+from engines.api import ChatPrompt, EmbeddingRequest, Started, TextDelta, TextPrompt, TokensPrompt
 from engines.errors import EngineUnavailable, HeadraceError, UnsupportedByEngine
 from gateway.errors import status_of
 from tests.engines.contract import KINDS, PROMPT, Opener, Subject, answer, asked, until
@@ -210,6 +212,59 @@ async def test_abandoned_requests_leave_nothing_behind(subject: Subject):
     await until(lambda: subject.engine.stats().running == 0)
     assert subject.engine.stats().waiting == 0
     assert (await answer(subject, asked(subject))).texts == [text]
+
+
+# --- embedding --------------------------------------------------------------------------------------------------------
+
+
+def embeds(subject: Subject, *inputs: TextPrompt | TokensPrompt, **fields: Any) -> EmbeddingRequest:
+    return EmbeddingRequest(request_id="e", model=subject.model, inputs=inputs, **fields)
+
+
+def numbers(vector: bytes) -> list[float]:
+    return list(struct.unpack(f"<{len(vector) // 4}f", vector))
+
+
+async def test_inputs_embedded_together_have_the_vectors_that_they_have_alone(subject: Subject):
+    texts = [TextPrompt(f"Item {number} of the list is" * (1 + number % 3)) for number in range(8)]
+    alone = [await subject.engine.embed(embeds(subject, text)) for text in texts]
+    together = await subject.engine.embed(embeds(subject, *texts))
+    for vector, one in zip(together.vectors, alone, strict=True):
+        assert numbers(vector) == pytest.approx(numbers(one.vectors[0]), abs=2e-2)  # bfloat16 weights, other kernels
+        assert sum(x * x for x in numbers(vector)) == pytest.approx(1, abs=1e-5)
+    assert together.prompt_tokens == sum(one.prompt_tokens for one in alone) > 0
+
+
+async def test_token_ids_are_embedded_as_their_text(subject: Subject):
+    token_ids = (await subject.engine.tokenize(subject.model, PROMPT)).token_ids
+    of_text, of_ids = [await subject.engine.embed(embeds(subject, one)) for one in (PROMPT, TokensPrompt(token_ids))]
+    assert numbers(of_ids.vectors[0]) == pytest.approx(numbers(of_text.vectors[0]), abs=2e-2)
+    assert of_ids.prompt_tokens == len(token_ids)
+
+
+async def test_vectors_are_cut_and_inputs_truncated_when_told_so(subject: Subject):
+    got = await subject.engine.embed(embeds(subject, PROMPT, dimensions=8, truncate_prompt_tokens=3))
+    assert len(numbers(got.vectors[0])) == 8
+    assert got.prompt_tokens == 3
+
+
+@pytest.mark.parametrize("fields", [{"dimensions": 1_000_000}, {}], ids=["dimensions", "length"])
+async def test_embeddings_that_the_model_cannot_make_are_the_clients_mistake(subject: Subject, fields: Any):
+    text = PROMPT if fields else TextPrompt("word " * 200_000)
+    with pytest.raises(HeadraceError) as raised:
+        await subject.engine.embed(embeds(subject, text, **fields))
+    assert status_of(raised.value) == 400
+
+
+@pytest.mark.parametrize("num_turns", [1, 5, 50])
+async def test_cancelled_embedding_leaves_nothing_behind(subject: Subject, num_turns: int):
+    texts = [TextPrompt(f"Item {number} of the list is" * 30) for number in range(700)]
+    task = asyncio.create_task(subject.engine.embed(embeds(subject, *texts)))
+    for _ in range(num_turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: subject.engine.stats().running == subject.engine.stats().waiting == 0)
 
 
 # --- tokenizing -------------------------------------------------------------------------------------------------------

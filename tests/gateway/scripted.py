@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from engines.api import (
     Done,
+    EmbeddingRequest,
+    Embeddings,
     EngineStats,
     Finish,
     GenerationEvent,
@@ -60,7 +63,9 @@ class ScriptedEngine:
         self._scripts = scripts or (HELLO,)
         self._card = ModelCard(name=name, aliases=aliases, created=1)
         self.requests: list[GenerationRequest] = []
-        self.num_open = 0  # generators that began and have not ended
+        self.embedding_requests: list[EmbeddingRequest] = []
+        self.embed_step: Callable[[], Awaitable[object]] = turn
+        self.num_open = 0  # generators and embeddings that began and have not ended
         self.num_yielded = 0
         self.state = "new"
         self.health_answer: Health | Exception = Health(True)
@@ -102,6 +107,16 @@ class ScriptedEngine:
 
     async def detokenize(self, model: str, token_ids: Sequence[int]) -> str:  # noqa: ARG002
         raise UnsupportedByEngine("The scripted engine has no tokenizer.")
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Each input's vector holds its place."""
+        self.embedding_requests.append(request)
+        self.num_open += 1
+        try:
+            await self.embed_step()
+        finally:
+            self.num_open -= 1
+        return Embeddings(tuple(struct.pack("<2f", place, 0.5) for place in range(len(request.inputs))), 7)
 
     async def detect_watermark(
         self,

@@ -93,6 +93,8 @@ async def test_a_page_lists_every_route_and_loads_nothing_from_afar():
         ("post", "/v1/chat/completions", CHAT),
         ("post", "/v1/chat/completions", {**CHAT, "n": 2, "max_tokens": 3, "return_token_ids": True}),
         ("post", "/v1/completions", {"model": "echo", "prompt": ["a", "b"], "echo": True}),
+        ("post", "/v1/embeddings", {"model": "echo", "input": ["a b", "c"], "dimensions": 8}),
+        ("post", "/v1/embeddings", {"model": "echo", "input": [97, 98], "encoding_format": "base64"}),
         ("post", "/v1/responses", {"model": "echo", "input": [{"role": "user", "content": "Hi there"}]}),
         ("post", "/v1/messages", {**CHAT, "max_tokens": 5}),
         ("post", "/v1/messages/count_tokens", CHAT),

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
 
 from config.engines import NativeSettings
+from engines.errors import EngineUnavailable
 from engines.native.distributed.member import refuse_unsplittable
 from engines.native.distributed.ranks import Ranks
 from engines.native.models import load_config
+from engines.native.models.encoders import is_encoder
 from engines.native.weights.resolve import resolve_model
 from engines.native.worker import CoreServer, settle
 
@@ -74,6 +76,12 @@ def _run(server: CoreServer, section: NativeSettings) -> int:
 
 def _build(server: CoreServer, section: NativeSettings, ranks: Ranks, turn: threading.Lock) -> BuiltCore:
     files = resolve_model(section, _holding(turn, server.report_progress))  # fetched once, not by every rank
+    if is_encoder(files.path):
+        raise EngineUnavailable(
+            f"tensor_parallel_size is {section.tensor_parallel_size}, but the model is an encoder, which one device "
+            "holds whole.",
+            field="tensor_parallel_size",
+        )
     refuse_unsplittable(load_config(files.path), section.tensor_parallel_size)
     ranks.start()
     from engines.native.build import build_core  # imports torch, while the other ranks do the same

@@ -102,6 +102,7 @@ _REFUSED: Mapping[str, str] = {  # fields that, set to anything true, mean other
     "num_local_experts": "is set: mixtures of experts are not supported",
     "n_routed_experts": "is set: mixtures of experts are not supported",
     "is_encoder_decoder": "is set: only decoders are supported",
+    "use_bidirectional_attention": "is set: attention to later tokens is not supported",
     "add_cross_attention": "is set: only decoders are supported",
     "vision_config": "is set: only text models are supported",
     "clip_qkv": "is set: clipped attention is not supported",
@@ -124,7 +125,7 @@ def load_hf_config(path: Path) -> ModelConfig:
 
 def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     """From the content of a config.json. Raises EngineUnavailable naming the field that is missing or unsupported."""
-    architecture, family = _family(fields)
+    architecture, family, headless = _family(fields)
     fields = {**_COMMON_DEFAULTS, **family.defaults, **fields}
     for name, problem in _REFUSED.items():
         if fields.get(name):
@@ -158,6 +159,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         o_bias=_flag(fields, family.o_bias),
         mlp_bias=_flag(fields, family.mlp_bias),
         qk_norm=family.qk_norm,
+        headless=headless,
         fused_checkpoint=family.fused_checkpoint,
         embedding_multiplier=float(fields.get("embedding_multiplier", 1.0)),
         residual_multiplier=float(fields.get("residual_multiplier", 1.0)),
@@ -173,11 +175,13 @@ def token_ids(value: Any) -> tuple[int, ...]:
     return tuple(cast(list[int], value)) if isinstance(value, list) else (int(value),)
 
 
-def _family(fields: Mapping[str, Any]) -> tuple[str, _Family]:
-    names = fields.get("architectures") or ["(none given)"]
-    if names[0] not in FAMILIES:
-        refuse("architectures", f"names {names[0]}, which is not supported; these are: {', '.join(FAMILIES)}")
-    return names[0], FAMILIES[names[0]]
+def _family(fields: Mapping[str, Any]) -> tuple[str, _Family, bool]:
+    """The architecture's name and reading, and whether the checkpoint has no LM head, as `Qwen3Model` says."""
+    name: str = (fields.get("architectures") or ["(none given)"])[0]
+    whole = name.removesuffix("Model") + "ForCausalLM" if name.endswith("Model") else name
+    if whole not in FAMILIES:
+        refuse("architectures", f"names {name}, which is not supported; these are: {', '.join(FAMILIES)}")
+    return whole, FAMILIES[whole], whole != name
 
 
 def _integer(fields: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -67,11 +67,14 @@ class LlamaForCausalLM:
             for layer, rotates in enumerate(config.rope_layers)
         ]
         self.norm = RMSNorm(context, "model.norm", config.hidden_size, config.rms_norm_eps)
-        table = self.embed_tokens.table
+        self.lm_head = None if config.headless else self._head(context)
+        self.weight_bytes = context.weight_bytes()
+
+    def _head(self, context: LayerContext) -> LMHead:
+        config, table = self.config, self.embed_tokens.table
         if not config.tie_word_embeddings:
             table = context.vocabulary("lm_head.weight", config.vocab_size, config.hidden_size)
-        self.lm_head = LMHead(context, table, config.logits_divisor)
-        self.weight_bytes = context.weight_bytes()
+        return LMHead(context, table, config.logits_divisor)
 
     def forward(
         self,
@@ -87,9 +90,10 @@ class LlamaForCausalLM:
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
+        assert self.lm_head is not None, "a headless model is asked for logits"
         return self.lm_head(hidden)
 
     def ignores(self, tensor_name: str) -> bool:
         """Tied checkpoints may repeat the table; checkpoints of 2023 hold the rotary frequencies."""
-        repeats_table = self.config.tie_word_embeddings and tensor_name == "lm_head.weight"
-        return repeats_table or tensor_name.endswith(".rotary_emb.inv_freq")
+        needs_no_head = self.config.tie_word_embeddings or self.config.headless
+        return (needs_no_head and tensor_name == "lm_head.weight") or tensor_name.endswith(".rotary_emb.inv_freq")

@@ -40,6 +40,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False  # RMSNorm over each head of q and k before the rotation
+    headless: bool = False  # the model ends with its hidden states; it has no LM head, and nobody asks for logits
     fused_checkpoint: bool = False  # q, k, v and gate, up are each one tensor in the checkpoint
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0  # of each block's output before it joins the residual stream

@@ -24,6 +24,7 @@ from engines.native.quantization.checkpoint import CheckpointSource, method_of
 from engines.native.quantization.pending import PendingRows
 from engines.native.quantization.weight import Quantizer
 from engines.native.weights import OnProgress, no_progress
+from engines.native.weights.body_names import BodyNames, is_body_alone
 from engines.native.weights.dummy import DummySource
 from engines.native.weights.gguf import GGUFSource
 from engines.native.weights.safetensors import SafetensorsSource
@@ -75,6 +76,8 @@ def load_model(
             source = CheckpointSource(source, method_of(config.quantization))
     else:
         source = GGUFSource(path, config)
+    if config.headless and is_body_alone(source):
+        source = BodyNames(source)
     _check_names(context.slots, source, model)
     _fill(context.slots, source, on_progress)
     plain = _plain_tensors(context, config)

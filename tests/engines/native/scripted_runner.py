@@ -1,7 +1,8 @@
 """A Runner without tensors that remembers what every KV slot holds, and notices a wrong one.
 
 Slot contents are the hash of the whole prefix up to that token, so that a stale, foreign or missing block cannot go
-unseen. The next token is a function of the prefix alone, like a model's under greedy decoding.
+unseen. The next token is a function of the prefix alone, like a model's under greedy decoding. A pooled sequence's
+vector is the tokens that were computed for it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Launched:
 
     sampled: list[int] = field(default_factory=list)
     open: list[int] | None = None
+    embeddings: dict[int, bytes] = field(default_factory=dict)
 
 
 class ScriptedRunner:
@@ -38,12 +40,16 @@ class ScriptedRunner:
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
         self._tokens: dict[int, list[int]] = {}
         self._block_tables: dict[int, list[int]] = {}
+        self._pooled: dict[int, list[int]] = {}
         self._open: Launched | None = None
 
     def launch(self, plan: BatchPlan) -> Launched:
         assert self._open is None, "a step that awaits masks is finished before the next is launched"
         for admission in plan.admissions:
             self._tokens[admission.row] = list(admission.token_ids)
+            self._pooled.pop(admission.row, None)
+            if admission.params.pooling is not None:
+                self._pooled[admission.row] = []
             self._block_tables[admission.row] = []
         for row, position, block in plan.block_appends:
             table = self._block_tables[row]
@@ -62,6 +68,13 @@ class ScriptedRunner:
                 assert self._slots[self._slot(row, position)] == hash(tuple(tokens[: position + 1])), "wrong KV"
             assert not samples or start + count == len(tokens)
         launched = Launched(open=[row for row, _, _, samples in work if samples])
+        for place, (row, start, count, samples) in enumerate(work):
+            if row in self._pooled:
+                assert not samples
+                assert place >= plan.num_decodes
+                self._pooled[row] += self._tokens[row][start : start + count]
+                if start + count == len(self._tokens[row]):
+                    launched.embeddings[place] = bytes(self._pooled.pop(row))
         if plan.awaits_masks:
             self._open = launched
         else:
@@ -88,7 +101,7 @@ class ScriptedRunner:
 
     def collect(self, launched: Launched) -> SampledTokens:
         assert launched.open is None, "collected before it was told which tokens are allowed"
-        return SampledTokens(launched.sampled)
+        return SampledTokens(launched.sampled, embeddings=launched.embeddings)
 
     def _slot(self, row: int, position: int) -> int:
         return self._block_tables[row][position // self.block_size] * self.block_size + position % self.block_size

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from engines.native.block_pool import BlockPool
 from engines.native.core import EngineCore
 from engines.native.scheduler import Scheduler, SchedulerLimits
-from engines.native.types import FINISH_LENGTH, FINISH_STOP, AddSequence, TokenParams
+from engines.native.types import (
+    FINISH_LENGTH,
+    FINISH_STOP,
+    LAST_TOKEN,
+    MEAN_TOKENS,
+    AddSequence,
+    Pooling,
+    TokenParams,
+)
 from tests.engines.native.scripted_runner import ScriptedRunner, next_token
 
 CLIENT = b"client"
@@ -28,6 +36,7 @@ class Harness:
         self.step = self.core.step_overlapped if overlapped else self.core.step
         self.tokens: dict[int, list[int]] = {}
         self.finish: dict[int, int] = {}
+        self.vectors: dict[int, bytes] = {}
         self.cached: dict[int, int] = {}
 
     def add(self, seq_id, prompt, max_tokens=8, priority=0, **params):
@@ -42,6 +51,8 @@ class Harness:
             self.tokens[seq_id] += output.token_ids
             if output.cached_tokens >= 0:
                 self.cached[seq_id] = output.cached_tokens
+            if output.embedding:
+                self.vectors[seq_id] = output.embedding
             if output.finish:
                 self.finish[seq_id] = output.finish
 
@@ -254,3 +265,57 @@ def test_max_tokens_zero_only_reads_the_prompt():
     harness.run()
     assert harness.tokens[1] == []
     assert harness.finish[1] == FINISH_LENGTH
+
+
+@pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
+@settings(max_examples=120, deadline=None)
+@given(
+    requests=st.lists(
+        st.tuples(
+            st.sampled_from([None, LAST_TOKEN, MEAN_TOKENS]),  # None generates
+            st.integers(0, 2),  # which shared prefix
+            st.integers(1, 30),  # prompt length
+            st.integers(0, 8),  # the step it arrives at
+            st.one_of(st.none(), st.integers(0, 9)),  # the step it is aborted at
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    block_size=st.sampled_from([1, 3, 4, 16]),
+    max_num_seqs=st.integers(1, 6),
+    budget=st.integers(6, 40),
+)
+def test_pooled_sequences_are_computed_beside_those_that_generate(
+    overlapped, requests, block_size, max_num_seqs, budget
+):
+    harness = Harness(max(14, -(-50 // block_size)), block_size, max_num_seqs, budget, True, overlapped)
+    prefixes = [random.Random(seed).choices(range(50), k=30) for seed in range(3)]
+    aborted = set()
+    for step in range(18):
+        for seq_id, (mode, prefix, length, arrival, abort) in enumerate(requests):
+            if arrival == step:
+                pooling = None if mode is None else Pooling(mode)
+                harness.add(seq_id, prefixes[prefix][:length], 0 if pooling else 6, pooling=pooling)
+            if abort is not None and arrival + abort == step and seq_id not in harness.finish:
+                harness.core.abort(CLIENT, (seq_id,))
+                aborted.add(seq_id)
+        harness.run_step()
+    harness.run()
+    for seq_id, (mode, prefix, length, _, _) in enumerate(requests):
+        prompt = prefixes[prefix][:length]
+        if seq_id in aborted:
+            continue
+        if mode is None:
+            assert harness.tokens[seq_id] == expected(prompt, 6)
+        else:
+            assert harness.tokens[seq_id] == []
+            assert harness.finish[seq_id] == FINISH_STOP
+            vector = harness.vectors[seq_id]
+            if mode == MEAN_TOKENS:
+                assert vector == bytes(prompt), "the mean needs every token, each once"
+            else:
+                assert bytes(prompt).endswith(vector)
+                assert len(vector) == length - harness.cached[seq_id] > 0
+    assert harness.pool.num_held == 0
+    stats = harness.core.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
