@@ -1,6 +1,6 @@
 """POST /v1/embeddings in OpenAI's shape: texts or token ids to vectors, as numbers or as base64 of their bytes.
 
-`add_special_tokens` and `truncate_prompt_tokens` are named as vLLM names them. Knows nothing of how vectors are made.
+What goes beyond OpenAI's fields is named as vLLM names it. Knows nothing of how vectors are made.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class EmbeddingsRequest(WireModel):
     # beyond OpenAI
     add_special_tokens: bool | None = None  # default: true; for text alone
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
+    cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
 
     def check(self) -> None:
         """Raises InvalidRequest for inputs that there may not be, and so many."""
@@ -87,6 +88,7 @@ def parse_embeddings(body: bytes, request_id: str) -> EmbeddingsCall:
         inputs=tuple(TextPrompt(one, specials) if isinstance(one, str) else TokensPrompt(one) for one in wire.input),
         dimensions=wire.dimensions,
         truncate_prompt_tokens=wire.truncate_prompt_tokens,
+        cache_salt=wire.cache_salt or "",
         forwarded={} if wire.user is None else {"user": wire.user},
     )
     return EmbeddingsCall(request, wire.encoding_format == "base64")

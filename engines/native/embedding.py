@@ -78,7 +78,7 @@ class Embedder:
             )
         return Pooling(self._config.mode, self._config.normalized, request.dimensions or 0)
 
-    async def run(self, inputs: Sequence[list[int]], pooling: Pooling) -> Embeddings:
+    async def run(self, inputs: Sequence[list[int]], pooling: Pooling, cache_salt: str) -> Embeddings:
         """Closing or failing frees what the core has of it."""
         params = TokenParams(max_tokens=0, pooling=pooling)
         vectors = _Vectors(len(inputs))
@@ -89,7 +89,7 @@ class Embedder:
                 while waiting and len(seq_ids) - vectors.num_done < _WINDOW:
                     place, token_ids = waiting.popleft()
                     seq_ids.append(self._client.new_seq_id())
-                    message = AddSequence(seq_ids[-1], tuple(token_ids), params)
+                    message = AddSequence(seq_ids[-1], tuple(token_ids), params, cache_salt)
                     self._client.submit(message, _VectorSink(vectors, place))
                 if vectors.num_done == len(inputs):
                     return Embeddings(tuple(vectors.vectors), sum(map(len, inputs)))

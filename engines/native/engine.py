@@ -216,7 +216,7 @@ class NativeEngine:
         else:
             in_thread = asyncio.get_running_loop().run_in_executor
             inputs = await in_thread(self._threads, self._embedder.encode, request, ready)
-        return await self._embedder.run(inputs, pooling)
+        return await self._embedder.run(inputs, pooling, request.cache_salt)
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         ready = self._require_ready()

@@ -30,6 +30,8 @@ def embedding_fields(request: EmbeddingRequest, *, model: str) -> dict[str, Any]
         fields["dimensions"] = request.dimensions
     if request.truncate_prompt_tokens is not None:
         fields["truncate_prompt_tokens"] = request.truncate_prompt_tokens
+    if request.cache_salt:
+        fields["cache_salt"] = request.cache_salt
     return fields
 
 

@@ -32,10 +32,17 @@ def test_input_is_texts_or_tokens_one_or_many(written: Any, read: tuple[Any, ...
 
 
 def test_every_field_arrives():
-    call = parsed(dimensions=7, user="u", add_special_tokens=False, truncate_prompt_tokens=-1, encoding_format="base64")
+    call = parsed(
+        dimensions=7,
+        cache_salt="s",
+        user="u",
+        add_special_tokens=False,
+        truncate_prompt_tokens=-1,
+        encoding_format="base64",
+    )
     assert call.as_base64
     assert call.request.inputs == (TextPrompt("a", False),)
-    assert (call.request.dimensions, call.request.truncate_prompt_tokens) == (7, -1)
+    assert (call.request.dimensions, call.request.truncate_prompt_tokens, call.request.cache_salt) == (7, -1, "s")
     assert call.request.forwarded == {"user": "u"}
 
 
@@ -64,6 +71,7 @@ def test_every_field_arrives():
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ({"user": 3}, "user"),
+        ({"cache_salt": ""}, "cache_salt"),
         ({"input_type": "query"}, "input_type"),
     ],
 )

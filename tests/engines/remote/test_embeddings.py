@@ -53,7 +53,9 @@ async def test_only_what_was_asked_is_said():
 async def test_every_field_is_passed_on():
     inputs = (TextPrompt("a", False), TextPrompt("b", False))
     answer = {"data": [item(0, [1.0]), item(1, [3.0])]}
-    body, _ = await embedded(answer, inputs=inputs, dimensions=1, truncate_prompt_tokens=8, forwarded={"user": "u"})
+    body, _ = await embedded(
+        answer, inputs=inputs, cache_salt="s", dimensions=1, truncate_prompt_tokens=8, forwarded={"user": "u"}
+    )
     assert body == {
         "user": "u",
         "model": "theirs",
@@ -61,6 +63,7 @@ async def test_every_field_is_passed_on():
         "add_special_tokens": False,
         "dimensions": 1,
         "truncate_prompt_tokens": 8,
+        "cache_salt": "s",
     }
     tokens, _ = await embedded(answer, inputs=(TokensPrompt((1, 2)), TokensPrompt((3,))))
     assert tokens["input"] == [[1, 2], [3]]

@@ -48,6 +48,11 @@ THERE = (
     RouteRow(
         "POST /v1/messages/count_tokens", _BOTH_OTHERS, "Takes the fields of `/v1/messages` that are part of a prompt."
     ),
+    RouteRow(
+        "POST /v1/embeddings",
+        ("if enabled", "if enabled", "not there"),
+        "[Fields](#post-v1embeddings). With any model here; see [embeddings.md](embeddings.md).",
+    ),
     RouteRow("GET /v1/models", _ALL, "In Anthropic's shape, in pages, for a client that sends `anthropic-version`."),
     RouteRow("GET /v1/models/{model:path}", ("not there", "there", "not there"), "Likewise in either shape."),
     RouteRow("POST /tokenize", _ALL, "vLLM's shapes; TGI's where the body has `inputs`."),
