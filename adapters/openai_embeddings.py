@@ -38,6 +38,7 @@ class EmbeddingsRequest(WireModel):
     # beyond OpenAI
     add_special_tokens: bool | None = None  # default: true; for text alone
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=MAX_TOKENS)
+    truncation_side: Literal["left", "right"] | None = None  # default: right
     cache_salt: str | None = Field(default=None, min_length=1, max_length=128)
 
     def check(self) -> None:
@@ -88,6 +89,7 @@ def parse_embeddings(body: bytes, request_id: str) -> EmbeddingsCall:
         inputs=tuple(TextPrompt(one, specials) if isinstance(one, str) else TokensPrompt(one) for one in wire.input),
         dimensions=wire.dimensions,
         truncate_prompt_tokens=wire.truncate_prompt_tokens,
+        truncation_side=wire.truncation_side or "right",
         cache_salt=wire.cache_salt or "",
         forwarded={} if wire.user is None else {"user": wire.user},
     )

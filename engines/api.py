@@ -187,7 +187,8 @@ class EmbeddingRequest:
     model: str  # as in GenerationRequest
     inputs: tuple[TextPrompt | TokensPrompt, ...]
     dimensions: int | None = None  # cut each vector to so many numbers and scale it back to length 1
-    truncate_prompt_tokens: int | None = None  # keep only the first so many tokens of each; -1: what the model takes
+    truncate_prompt_tokens: int | None = None  # keep only so many tokens of each; -1: as many as the model takes
+    truncation_side: Literal["left", "right"] = "right"  # where tokens go: at the start or at the end
     cache_salt: str = ""  # as in GenerationRequest
     forwarded: Mapping[str, Any] = field(default_factory=dict[str, Any])  # wire fields that only an upstream may use
 

@@ -141,7 +141,10 @@ class EchoEngine:
             )
         limit = self._settings.max_model_len
         kept = limit if request.truncate_prompt_tokens == -1 else request.truncate_prompt_tokens
-        inputs = [_tokens_of(one)[:kept] for one in request.inputs]
+        inputs = [_tokens_of(one) for one in request.inputs]
+        if kept is not None:
+            left = request.truncation_side == "left"
+            inputs = [tokens[max(len(tokens) - kept, 0) :] if left else tokens[:kept] for tokens in inputs]
         longest = max(map(len, inputs))
         if longest > limit:
             raise PromptTooLong(f"An input has {longest} tokens; this model takes {limit}.", field="input")

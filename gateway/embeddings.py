@@ -8,7 +8,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.openai_embeddings import embeddings_body, parse_embeddings
-from adapters.tgi_vertex import with_model
+from adapters.raw_json import with_model
 from gateway.catalog import Catalog
 from gateway.endpoints import JSON, read_body
 from gateway.errors import client_error, error_response

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Literal
 
 from engines.api import EmbeddingRequest, Embeddings, TextPrompt, TokensPrompt
 from engines.errors import HeadraceError, InvalidRequest, PromptTooLong
@@ -32,11 +33,7 @@ class Embedder:
         self._tokenizer = tokenizer
         self._client = client
         self._max_tokens = max_tokens
-        before, after = len(tokenizer.encode("")), 0
-        if before:  # what is put around a text is the same around every text: found by what stands behind one
-            bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
-            after = next((n for n in range(before + 1) if whole[before - n : len(whole) - n] == bare), 0)
-        self._num_after = after
+        self._around = _num_around(tokenizer)
 
     def encode(self, request: EmbeddingRequest, ready: Ready) -> list[list[int]]:
         """Token ids of each input, checked. Takes a while for long texts. Raises InvalidRequest."""
@@ -45,7 +42,7 @@ class Embedder:
         several = len(request.inputs) > 1
         inputs: list[list[int]] = []
         for place, one in enumerate(request.inputs):
-            token_ids = self._encode_one(one, kept)
+            token_ids = self._encode_one(one, kept, request.truncation_side)
             field = f"input[{place}]" if several else "input"
             check_token_ids(token_ids, ready, field)
             if len(token_ids) > limit:
@@ -57,17 +54,16 @@ class Embedder:
             inputs.append(token_ids)
         return inputs
 
-    def _encode_one(self, one: TextPrompt | TokensPrompt, kept: int | None) -> list[int]:
+    def _encode_one(
+        self, one: TextPrompt | TokensPrompt, kept: int | None, side: Literal["left", "right"]
+    ) -> list[int]:
         if isinstance(one, TokensPrompt):
-            return list(one.token_ids[:kept])
+            return _truncated(list(one.token_ids), kept, side, (0, 0))
         text = self._config.prompt + one.text
         if self._config.lowercases:
             text = text.lower()
         token_ids = self._tokenizer.encode(text, add_special_tokens=one.add_special_tokens)
-        if kept is None or len(token_ids) <= kept:
-            return token_ids
-        num_after = min(self._num_after, kept) if one.add_special_tokens else 0
-        return token_ids[: kept - num_after] + token_ids[len(token_ids) - num_after :]
+        return _truncated(token_ids, kept, side, self._around if one.add_special_tokens else (0, 0))
 
     def pooling(self, request: EmbeddingRequest, ready: Ready) -> Pooling:
         """Raises InvalidRequest for more dimensions than there are."""
@@ -96,6 +92,28 @@ class Embedder:
                 await vectors.changed()
         finally:
             self._client.abort(seq_ids)
+
+
+def _num_around(tokenizer: Tokenizer) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and after a text, the same around every text."""
+    bare, whole = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    count = len(whole) - len(bare)
+    after = next((n for n in range(count + 1) if whole[count - n : len(whole) - n] == bare), 0)
+    return count - after, after
+
+
+def _truncated(
+    token_ids: list[int], kept: int | None, side: Literal["left", "right"], around: tuple[int, int]
+) -> list[int]:
+    """At most `kept` of them, the special ones before and after among them."""
+    if kept is None or len(token_ids) <= kept:
+        return token_ids
+    before = min(around[0], kept)
+    after = min(around[1], kept - before)
+    text = token_ids[before : len(token_ids) - after]
+    room = kept - before - after
+    text = text[:room] if side == "right" else text[len(text) - room :]
+    return token_ids[:before] + text + token_ids[len(token_ids) - after :]
 
 
 class _Vectors:

@@ -30,6 +30,7 @@ def embedding_fields(request: EmbeddingRequest, *, model: str) -> dict[str, Any]
         fields["dimensions"] = request.dimensions
     if request.truncate_prompt_tokens is not None:
         fields["truncate_prompt_tokens"] = request.truncate_prompt_tokens
+        fields["truncation_side"] = request.truncation_side
     if request.cache_salt:
         fields["cache_salt"] = request.cache_salt
     return fields

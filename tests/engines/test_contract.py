@@ -246,6 +246,11 @@ async def test_vectors_are_cut_and_inputs_truncated_when_told_so(subject: Subjec
     got = await subject.engine.embed(embeds(subject, PROMPT, dimensions=8, truncate_prompt_tokens=3))
     assert len(numbers(got.vectors[0])) == 8
     assert got.prompt_tokens == 3
+    end = await subject.engine.embed(
+        embeds(subject, PROMPT, dimensions=8, truncate_prompt_tokens=3, truncation_side="left")
+    )
+    assert end.prompt_tokens == 3
+    assert numbers(end.vectors[0]) != pytest.approx(numbers(got.vectors[0]), abs=2e-2)
 
 
 @pytest.mark.parametrize("fields", [{"dimensions": 1_000_000}, {}], ids=["dimensions", "length"])

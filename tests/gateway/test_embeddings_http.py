@@ -100,6 +100,10 @@ def test_truncated_text_keeps_what_stands_around_it(client: openai.OpenAI):
     assert kept.usage.prompt_tokens == 5
     expected = embedded(client, input="one two three")
     torch.testing.assert_close(torch.tensor([kept.data[0].embedding]), expected, atol=1e-6, rtol=0)
+    asked = {"truncate_prompt_tokens": 5, "truncation_side": "left"}
+    ends = client.embeddings.create(model="minilm", input=text, extra_body=asked)
+    expected = embedded(client, input="four five six")
+    torch.testing.assert_close(torch.tensor([ends.data[0].embedding]), expected, atol=1e-6, rtol=0)
     longest = client.embeddings.create(model="minilm", input="w " * 999, extra_body={"truncate_prompt_tokens": -1})
     assert longest.usage.prompt_tokens == 256
 

@@ -63,6 +63,7 @@ async def test_every_field_is_passed_on():
         "add_special_tokens": False,
         "dimensions": 1,
         "truncate_prompt_tokens": 8,
+        "truncation_side": "right",
         "cache_salt": "s",
     }
     tokens, _ = await embedded(answer, inputs=(TokensPrompt((1, 2)), TokensPrompt((3,))))

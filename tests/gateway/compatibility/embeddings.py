@@ -47,13 +47,13 @@ ROWS = (
     honoured("encoding_format", "base64", _is_base64, note="`float` or `base64`: little-endian float32."),
     honoured("dimensions", 8, _is_short, note="Any number up to the model's own."),
     honoured("truncate_prompt_tokens", 3, _has_three_tokens),
+    honoured("truncation_side", "left", _is_another, needs={"truncate_prompt_tokens": 3}),
     honoured("add_special_tokens", False, _has_fewer_tokens),
     honoured("cache_salt", "a", None),
     no_effect("user", "someone"),
     *unknown(
         {
             "messages": ([{"role": "user", "content": "Hi"}], "Send the text of the conversation as `input`."),
-            "truncation_side": ("left", "The beginning of an input is kept."),
             "embed_dtype": ("float16", "Vectors are float32."),
             "endianness": ("big", "Vectors are little-endian."),
             "use_activation": (False, "Whether vectors have length 1 is the model's own to say."),
@@ -69,12 +69,12 @@ VLLM = {
 }
 SGLANG = {
     "honoured": "model input",
-    "": "encoding_format dimensions truncate_prompt_tokens add_special_tokens cache_salt messages priority",
+    "": """encoding_format dimensions truncate_prompt_tokens truncation_side add_special_tokens cache_salt messages
+        priority""",
 }
 
 EMBEDDINGS = Table(
     path="/v1/embeddings",
-    about="",
     body={"model": MODEL, "input": "One, two, three, four"},
     model=EmbeddingsRequest,
     rows=ROWS,
