@@ -242,15 +242,20 @@ async def test_token_ids_are_embedded_as_their_text(subject: Subject):
     assert of_ids.prompt_tokens == len(token_ids)
 
 
-async def test_vectors_are_cut_and_inputs_truncated_when_told_so(subject: Subject):
-    got = await subject.engine.embed(embeds(subject, PROMPT, dimensions=8, truncate_prompt_tokens=3))
+async def test_vectors_are_cut_when_told_so(subject: Subject):
+    got = await subject.engine.embed(embeds(subject, PROMPT, dimensions=8))
     assert len(numbers(got.vectors[0])) == 8
-    assert got.prompt_tokens == 3
-    end = await subject.engine.embed(
-        embeds(subject, PROMPT, dimensions=8, truncate_prompt_tokens=3, truncation_side="left")
-    )
-    assert end.prompt_tokens == 3
-    assert numbers(end.vectors[0]) != pytest.approx(numbers(got.vectors[0]), abs=2e-2)
+    assert sum(x * x for x in numbers(got.vectors[0])) == pytest.approx(1, abs=1e-5)
+
+
+async def test_inputs_are_truncated_at_the_side_that_is_told(subject: Subject):
+    whole = await subject.engine.embed(embeds(subject, PROMPT))
+    start, end = [
+        await subject.engine.embed(embeds(subject, PROMPT, truncate_prompt_tokens=3, truncation_side=side))
+        for side in ("right", "left")
+    ]
+    assert start.prompt_tokens == end.prompt_tokens == 3 < whole.prompt_tokens
+    assert len({*start.vectors, *end.vectors, *whole.vectors}) == 3
 
 
 @pytest.mark.parametrize("fields", [{"dimensions": 1_000_000}, {}], ids=["dimensions", "length"])
