@@ -39,7 +39,7 @@ from engines.native.answer import Answer, ChoiceSink
 from engines.native.core_client import CoreClient
 from engines.native.dialect import Dialect
 from engines.native.embedding import Embedder
-from engines.native.embedding_config import load_embedding_config
+from engines.native.embedding_config import EmbeddingConfig, load_embedding_config, task_of
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
 from engines.native.request_params import check_prompt, check_token_ids, token_params, truncated
@@ -100,7 +100,8 @@ class NativeEngine:
             raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
         self._dialect = Dialect(self._tokenizer, self._section.tool_parser, self._section.reasoning_parser)
         self._dialect_under = lru_cache(16)(self._dialect.under)  # by template
-        embedding = load_embedding_config(files.path)
+        embeds = task_of(self._section, files.path) == "embed"
+        embedding = load_embedding_config(files.path) if embeds else EmbeddingConfig()
         self._embedder = Embedder(embedding, self._tokenizer, self._client, self._section.max_prompt_tokens)
         models_own = self._section.generation_defaults == "model"
         self._defaults = load_generation_config(files.path) if models_own else GenerationConfig()
