@@ -6,7 +6,8 @@ ops' business, which may keep the weight in a layout of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,6 +26,15 @@ class Linear:
         self._ops = context.ops
         self._quantizer = context.quantizer
         context.linears.append(self)
+
+    @contextmanager
+    def multiplied_by(self, stand_in: LinearWeight) -> Iterator[None]:
+        """Before `prepare`: the product with another form of the weight, for a while."""
+        own, self.weight = self.weight, stand_in
+        try:
+            yield
+        finally:
+            self.weight = own
 
     def prepare(self) -> None:
         """To be called once, after loading: hands the weight to the ops, which keep what they compute with."""

@@ -5,7 +5,7 @@ Importing this package imports no torch: classes are loaded when asked for, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,11 +35,36 @@ ARCHITECTURES: Mapping[str, tuple[str, str]] = {
 }
 
 
+class Layer(Protocol):
+    """One of the equal steps between embedding and final norm."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        positions: Tensor,
+        kv_cache: tuple[Tensor, Tensor],
+        metadata: AttentionMetadata,
+    ) -> tuple[Tensor, Tensor]:
+        """(what is to be added next, residual stream) to the same of the next layer; [num_tokens, hidden_size] all."""
+        ...
+
+
 class CausalLM(Protocol):
-    """What the model runner sees of any model."""
+    """What the model runner sees of any model, and what the loader needs to run it layer by layer."""
 
     config: ModelConfig
     weight_bytes: int
+
+    @property
+    def embed_tokens(self) -> Callable[[Tensor], Tensor]:
+        """input_ids [num_tokens] int64 to [num_tokens, hidden_size]."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """Their tensors are named `model.layers.INDEX.` in checkpoints."""
+        ...
 
     def forward(
         self,

@@ -1,8 +1,9 @@
-"""nf4 and fp4, weight only: the bitsandbytes library's 4-bit formats, quantized by the library itself.
+"""nf4 and fp4, weight only: the bitsandbytes library's 4-bit formats, which its kernels multiply.
 
 A code is an index into sixteen values, those of a normal distribution's quantiles (nf4, arXiv 2305.14314) or of a 4-bit
-float (fp4), relative to the largest magnitude of 64 consecutive weights. Owns the library's layout (two codes a byte,
-the earlier column in the high half) and its plain PyTorch meaning.
+float (fp4), times a scale for 64 consecutive weights. The library's own quantizer takes their largest magnitude for the
+scale; ours fits it, which the format allows. Owns the library's layout (two codes a byte, the earlier column in the
+high half) and its plain PyTorch meaning.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ import importlib.util
 import logging
 import warnings
 from types import ModuleType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from engines.errors import EngineUnavailable
 from engines.native.quantization.int8 import Int8Quantizer
-from engines.native.quantization.weight import Format, QuantizedWeight
+from engines.native.quantization.weight import Format, QuantizedWeight, group_costs
 
 GROUP_SIZE = 64
+_ROWS_AT_ONCE = 1024
+_SHRINKS = (1.0, 0.9, 0.8)  # of the largest magnitude, to start from
+_FITS = 3  # from each start
+_SMALLEST = 1e-20  # scale, of a group of zeros
 
 # The library's own tables (bitsandbytes.functional.get_4bit_type), by code.
 _NF4 = (
@@ -55,23 +60,58 @@ TABLES = {"nf4": _NF4, "fp4": _FP4}
 
 
 class BitsAndBytesQuantizer:
-    """See weight.Quantizer. Raises EngineUnavailable where the library is not installed."""
+    """See weight.Quantizer. Codes and a group's scale are fitted to each other in turns, as int4's are, from a few
+    starts, the largest magnitude among them. Raises EngineUnavailable where the library is not installed."""
 
     group_size = GROUP_SIZE
+    weighs_columns = True
 
     def __init__(self, name: Literal["nf4", "fp4"]) -> None:
         self.name = name
-        self._library = load_library(f"quantize: {name}")
+        load_library(f"quantize: {name}")
 
-    def quantize(self, weight: Tensor) -> QuantizedWeight:
-        codes, state = self._library.quantize_4bit(
-            weight.float().contiguous(), blocksize=GROUP_SIZE, compress_statistics=False, quant_type=self.name
-        )
-        rows, columns = weight.shape
-        scales = state.absmax.view(rows, columns // GROUP_SIZE)
-        return QuantizedWeight(FORMATS[self.name], codes.view(rows, columns // 2), scales)
+    def quantize(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight:
+        values = _Values.of(self.name, weight.device)
+        costs = group_costs(importance, self.group_size, weight.device)
+        parts = [_quantize(rows, values, costs) for rows in weight.split(_ROWS_AT_ONCE)]
+        codes, scales = zip(*parts, strict=True)
+        return QuantizedWeight(FORMATS[self.name], torch.cat(codes), torch.cat(scales))
 
     quantize_head = Int8Quantizer.quantize
+
+
+class _Values(NamedTuple):
+    """A format's values in ascending order."""
+
+    sorted: Tensor  # [values] float32, no value twice
+    codes: Tensor  # [values] uint8, of each of them
+    bounds: Tensor  # [values - 1] float32: halfway to the next
+
+    @classmethod
+    def of(cls, name: str, device: torch.device) -> _Values:
+        codes = {value: code for code, value in reversed(list(enumerate(TABLES[name])))}  # fp4 has two zeros
+        values = torch.tensor(sorted(codes), device=device)
+        ranked = torch.tensor([codes[value] for value in sorted(codes)], dtype=torch.uint8, device=device)
+        return cls(values, ranked, (values[1:] + values[:-1]) / 2)
+
+
+def _quantize(weight: Tensor, values: _Values, costs: Tensor) -> tuple[Tensor, Tensor]:
+    """(codes [N, K / 2] uint8, scales [N, groups] float32)."""
+    groups = weight.float().unflatten(1, (-1, costs.shape[2]))
+    largest = groups.abs().amax(2, keepdim=True)
+    least, best = torch.full_like(largest, float("inf")), largest
+    for shrink in _SHRINKS:
+        scale = (largest * shrink).clamp(min=_SMALLEST)
+        for _ in range(_FITS + 1):
+            near = values.sorted[torch.bucketize(groups / scale, values.bounds, out_int32=True)]
+            error = (near * scale).sub_(groups).square_().mul_(costs).sum(2, keepdim=True)
+            better = error < least
+            least, best = torch.where(better, error, least), torch.where(better, scale, best)
+            weighted = near * costs
+            fitted = (weighted * groups).sum(2, keepdim=True) / (weighted * near).sum(2, keepdim=True).clamp(min=1e-12)
+            scale = fitted.clamp(min=_SMALLEST)
+    ranks = torch.bucketize(groups / best, values.bounds, out_int32=True)
+    return pack(values.codes[ranks].flatten(1)), best.squeeze(2)
 
 
 @functools.cache

@@ -31,8 +31,9 @@ class Fp8Quantizer:
 
     name = "fp8"
     group_size = 0
+    weighs_columns = False
 
-    def quantize(self, weight: Tensor) -> QuantizedWeight:
+    def quantize(self, weight: Tensor, _importance: Tensor | None = None, /) -> QuantizedWeight:
         parts = [_quantize(rows.float()) for rows in weight.split(_ROWS_AT_ONCE)]
         codes, scales = zip(*parts, strict=True)
         return QuantizedWeight(FP8, torch.cat(codes), torch.cat(scales))

@@ -26,8 +26,9 @@ class Int8Quantizer:
 
     name = "int8"
     group_size = 0
+    weighs_columns = False
 
-    def quantize(self, weight: Tensor) -> QuantizedWeight:
+    def quantize(self, weight: Tensor, _importance: Tensor | None = None, /) -> QuantizedWeight:
         scales = row_scales(weight, _LARGEST)
         codes = (weight.float() / scales).round_().clamp_(-_LARGEST, _LARGEST)
         return QuantizedWeight(INT8, codes.to(torch.int8), scales)

@@ -1,7 +1,8 @@
-"""A linear layer's matrix while its checkpoint tensors arrive: each is quantized as it comes, and joined at the end.
+"""A linear layer's matrix while its checkpoint tensors arrive: each is quantized, and all are joined at the end.
 
-Owns the moment of quantization, so that no more of the plain matrix is ever in memory than one tensor. Pieces may
-arrive in any order and from several threads.
+Owns the moment of quantization: as a tensor comes, so that no more of the plain model is ever in memory; or, for
+schemes that weigh columns, once the loader knows what the layer's columns are worth. Pieces may arrive in any order and
+from several threads.
 """
 
 from __future__ import annotations
@@ -30,8 +31,19 @@ class PendingWeight:
     def __getitem__(self, rows: slice) -> PendingRows:
         return PendingRows(self, *rows.indices(self.shape[0])[:2])
 
+    def plain(self) -> list[Tensor]:
+        """What has arrived and is not quantized yet, by rows."""
+        return [part for _, part in sorted(self.arrived.items()) if isinstance(part, Tensor)]
+
+    def quantize(self, importance: Tensor | None = None) -> None:
+        """Quantize what waits for it; see Quantizer.quantize."""
+        for start, part in self.arrived.items():
+            if isinstance(part, Tensor):
+                self.arrived[start] = self.quantizer.quantize(part, importance)
+
     def finish(self) -> Sequence[QuantizedWeight | Tensor]:
         """The matrix in as few parts as formats allow, by rows: most often one. To be called once."""
+        self.quantize()
         parts: list[QuantizedWeight | Tensor] = []
         runs: list[list[QuantizedWeight | Tensor]] = []
         for _, part in sorted(self.arrived.items()):
@@ -76,6 +88,9 @@ class PendingRows(NamedTuple):
             self.stop - self.start, columns.stop - columns.start, dtype=weight.dtype, device=weight.device
         )
         source.read(name, (index[0], columns), plain)
+        if weight.quantizer.weighs_columns:
+            weight.arrived[self.start] = plain
+            return
         made = weight.quantizer.quantize(plain)
         if whole_rows:
             made = made[:, index[1]].contiguous() if isinstance(made, Tensor) else made.part(slice(None), index[1])

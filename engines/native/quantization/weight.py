@@ -16,6 +16,8 @@ from torch import Tensor
 
 from engines.errors import EngineUnavailable
 
+_LEAST_COST = 1e-6  # of the costliest column of a group: what is never used still stays near what it was
+
 
 class Format(NamedTuple):
     """What codes stand for. Two weights of one format and one group size can be joined."""
@@ -126,11 +128,13 @@ class Quantizer(Protocol):
 
     name: str
     group_size: int  # columns that share a scale; 0: a whole row does
+    weighs_columns: bool  # whether `importance` makes it choose better; then the loader measures it
 
-    def quantize(self, weight: Tensor) -> QuantizedWeight | Tensor:
+    def quantize(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight | Tensor:
         """A matrix [N, K] of any floating dtype, on its device. Rows are independent, and so are groups.
 
-        A scheme that only keeps what a checkpoint holds leaves the others as they are.
+        importance [K] float32, positive: what an error's square costs in each column, in any unit; None: the same in
+        all. A scheme that only keeps what a checkpoint holds leaves the others as they are.
         """
         ...
 
@@ -143,11 +147,12 @@ class AsStored:
     """See Quantizer. For checkpoints that are quantized already: what they left plain stays plain."""
 
     group_size = 0
+    weighs_columns = False
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def quantize(self, weight: Tensor) -> Tensor:
+    def quantize(self, weight: Tensor, _importance: Tensor | None = None, /) -> Tensor:
         return weight
 
     quantize_head = quantize
@@ -161,6 +166,15 @@ def check_groups(scheme: str, group_size: int, num_columns: int, name: str) -> N
             f"here: {group_size} does not divide {num_columns}. Pass another quantize_group_size or scheme.",
             field="quantize_group_size",
         )
+
+
+def group_costs(importance: Tensor | None, group_size: int, device: torch.device) -> Tensor:
+    """What squared errors cost within a group, summing to 1: [1, groups, group_size] float32, or [1, 1, group_size]."""
+    if importance is None:
+        return torch.full((1, 1, group_size), 1 / group_size, device=device)
+    costs = importance.float().view(1, -1, group_size)
+    costs = (costs / costs.amax(2, keepdim=True)).clamp(min=_LEAST_COST)
+    return costs / costs.sum(2, keepdim=True)
 
 
 def row_scales(weight: Tensor, largest: float) -> Tensor:

@@ -6,7 +6,8 @@ take each matrix in the form they like. Every tensor that is missing or left ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,14 @@ def load_model(
     if config.headless and is_body_alone(source):
         source = BodyNames(source)
     _check_names(context.slots, source, model)
-    _fill(context.slots, source, on_progress)
+    if quantizer is not None and quantizer.weighs_columns:
+        from engines.native.weights.importance import quantize_by_importance  # and its kernels, where they are needed
+
+        length = max_model_len or config.context_length
+        fill = functools.partial(quantize_by_importance, model, context, length)
+    else:
+        fill = _fill_in_order
+    _fill(context.slots, source, on_progress, fill)
     plain = _plain_tensors(context, config)
     context.slots.clear()  # the views would keep each weight alive after its replacement below
     for linear in context.linears:
@@ -120,8 +128,18 @@ def _check_names(slots: dict[str, WeightSlot], source: WeightSource, model: Caus
         raise EngineUnavailable(f"The checkpoint does not fit its configuration. Tensors {'; '.join(problems)}.")
 
 
-def _fill(slots: dict[str, WeightSlot], source: WeightSource, on_progress: OnProgress) -> None:
-    """In the order of the files, so that disks read forwards; tensors side by side, each on one thread.
+def _fill_in_order(names: Sequence[str], read: Callable[[str], int], pool: ThreadPoolExecutor) -> Iterator[int]:
+    """In the order of the files, so that disks read forwards."""
+    return pool.map(read, names)
+
+
+def _fill(
+    slots: dict[str, WeightSlot],
+    source: WeightSource,
+    on_progress: OnProgress,
+    fill: Callable[[Sequence[str], Callable[[str], int], ThreadPoolExecutor], Iterator[int]] = _fill_in_order,
+) -> None:
+    """Tensors side by side, each on one thread, in the order of `fill`, which yields what `read` returns: bytes.
 
     Torch's own threads meet at a barrier after every small operation, which costs several times the work itself when
     the machine is busy.
@@ -141,7 +159,7 @@ def _fill(slots: dict[str, WeightSlot], source: WeightSource, on_progress: OnPro
 
     with _one_thread_per_operation() as num_threads, ThreadPoolExecutor(num_threads) as pool:
         try:
-            for stored_bytes in pool.map(read, names):
+            for stored_bytes in fill(names, read, pool):
                 done += stored_bytes
                 on_progress("weights", done, total)
         except BaseException:

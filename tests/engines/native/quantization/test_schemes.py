@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.quantization import choose_quantizer
-from engines.native.quantization.bitsandbytes import FORMATS, load_library, pack, unpack
+from engines.native.quantization.bitsandbytes import FORMATS, TABLES, load_library, pack, unpack
 from engines.native.quantization.fp8 import LARGEST, quantize_tokens
 from engines.native.quantization.int4 import pack_words, unpack_words
-from engines.native.quantization.weight import Quantizer, check_groups, join
+from engines.native.quantization.weight import QuantizedWeight, Quantizer, check_groups, join
 
 SCHEMES = pytest.mark.parametrize(
     ("scheme", "bits", "error"),
@@ -28,6 +28,14 @@ def quantizer(scheme: str, **settings: object) -> Quantizer:
     chosen = choose_quantizer(NativeSettings.model_validate({"quantize": scheme, **settings}))
     assert chosen is not None
     return chosen
+
+
+def quantized_by(
+    scheme: str, weight: torch.Tensor, importance: torch.Tensor | None = None, **options: object
+) -> QuantizedWeight:
+    made = quantizer(scheme, **options).quantize(weight, importance)
+    assert not isinstance(made, torch.Tensor)
+    return made
 
 
 def matrix(rows: int = 96, columns: int = 256) -> torch.Tensor:
@@ -88,14 +96,75 @@ def test_words_are_in_the_order_of_the_matrix_units() -> None:
 
 
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
-def test_four_bit_floats_mean_what_the_library_says(name: str) -> None:
+def test_four_bit_floats_mean_what_the_library_says_and_err_less_than_its_own(name: str) -> None:
     weight = matrix()
     library = load_library("test")
     codes, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type=name)
-    quantized = quantizer(name).quantize(weight)
-    assert not isinstance(quantized, torch.Tensor)
+    quantized = quantized_by(name, weight)
     assert quantized.format is FORMATS[name]
-    assert torch.equal(quantized.dequantize(), library.dequantize_4bit(codes, state))
+    own = (library.dequantize_4bit(codes, state) - weight).square().unflatten(1, (-1, 64)).sum(2)
+    ours = (quantized.dequantize() - weight).square().unflatten(1, (-1, 64)).sum(2)
+    assert (ours <= own * (1 + 1e-5)).all()
+    assert ours.sum() < 0.95 * own.sum()
+    state.absmax = quantized.scales.flatten()
+    assert torch.equal(quantized.dequantize(), library.dequantize_4bit(quantized.codes.view(-1, 1), state))
+
+
+def plain_int4(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Rounded to sixteen steps of each group's whole range."""
+    groups = weight.unflatten(1, (-1, group_size))
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    scale = ((high - low) / 15).half().float()
+    offset = ((high + low) / 2 + scale / 2).half().float()
+    return (((groups - offset) / scale).round().clamp(-8, 7) * scale + offset).flatten(1)
+
+
+@given(st.integers(0, 2**31), st.sampled_from([32, 64]), st.floats(0.0, 3.0), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_no_group_of_int4_costs_more_than_plain_rounding(
+    seed: int, group_size: int, spread: float, weighs: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(8, 192, generator=generator) * (torch.randn(8, 192, generator=generator) * spread).exp()
+    importance = (torch.randn(192, generator=generator) * 4).exp() if weighs else torch.ones(192)
+    quantized = quantized_by("int4", weight, importance, quantize_group_size=group_size)
+
+    def costs(approximation: torch.Tensor) -> torch.Tensor:
+        return ((approximation - weight).square() * importance).unflatten(1, (-1, group_size)).sum(2)
+
+    assert (costs(quantized.dequantize()) <= costs(plain_int4(weight, group_size)) * (1 + 1e-4)).all()
+
+
+@NAMES
+def test_columns_that_matter_err_less(scheme: str) -> None:
+    weight = matrix(64, 256)
+    importance = torch.ones(256)
+    importance[::16] = 1000.0
+    squares = [(quantized_by(scheme, weight, known).dequantize() - weight).square() for known in (None, importance)]
+    alike, weighed = ((square * importance).sum() for square in squares)
+    assert weighed < 0.7 * alike if quantizer(scheme).weighs_columns else weighed == alike
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_weights_on_a_grid_of_sixteen_steps_are_kept_exactly(group_size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-8, 8, (16, 4, group_size), generator=generator)
+    codes[..., 0], codes[..., 1] = -8, 7
+    scale = torch.rand(16, 4, 1, generator=generator).half().float() / 64
+    offset = torch.randint(-100, 100, (16, 4, 1), generator=generator) * scale.half().float()
+    weight = (codes * scale.half().float() + offset.half().float()).flatten(1)
+    importance = torch.rand(4 * group_size, generator=generator) + 0.1
+    quantized = quantized_by("int4", weight, importance, quantize_group_size=group_size)
+    torch.testing.assert_close(quantized.dequantize(), weight, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_values_of_a_four_bit_float_are_kept_exactly(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.tensor(TABLES[name])[torch.randint(0, 16, (16, 4, 64), generator=generator)]
+    values[..., 0] = 1.0  # a group without its largest value may have another scale
+    weight = (values * torch.rand(16, 4, 1, generator=generator)).flatten(1)
+    torch.testing.assert_close(quantized_by(name, weight).dequantize(), weight)
 
 
 def test_tokens_keep_their_largest_magnitude_in_fp8() -> None:
