@@ -35,7 +35,20 @@ from engines.native.quantization.weight import QuantizedWeight
 from engines.native.tokenizer import Tokenizer
 from engines.native.weights.loader import load_model
 
-SCHEMES = ("none", "fp8", "fp8 W8A8", "int8", "int4:32", "int4:64", "nf4", "fp4", "none+kv8", "int8+kv8")
+SCHEMES = (
+    "none",
+    "fp8",
+    "fp8 W8A8",
+    "int8",
+    "int4:32",
+    "int4:64",
+    "nf4:32",
+    "nf4:64",
+    "fp4:32",
+    "fp4:64",
+    "none+kv8",
+    "int8+kv8",
+)
 BLOCK_SIZE = 16
 
 
@@ -54,7 +67,7 @@ class QuantizedActivations(Product):
 
 
 def load(path: Path, scheme: str, window: int) -> CausalLM:
-    """`none`, a scheme of `--quantize`, or `int4:GROUP`; ` W8A8` at the end quantizes activations too."""
+    """`none`, a scheme of `--quantize`, or `SCHEME:GROUP`; ` W8A8` at the end quantizes activations too."""
     name, _, group_size = scheme.removesuffix(" W8A8").partition(":")
     settings: dict[str, object] = {"quantize": name}
     if group_size:

@@ -94,7 +94,7 @@ def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
     if kind in TABLES:
         from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
 
-        return BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4").quantize(weight)
+        return BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4", 64).quantize(weight)
     return {"fp8": Fp8Quantizer(), "int8": Int8Quantizer(), "int4": Int4Quantizer(64)}[kind].quantize(weight)
 
 

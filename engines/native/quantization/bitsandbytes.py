@@ -1,9 +1,9 @@
 """nf4 and fp4, weight only: the bitsandbytes library's 4-bit formats, which its kernels multiply.
 
 A code is an index into sixteen values, those of a normal distribution's quantiles (nf4, arXiv 2305.14314) or of a 4-bit
-float (fp4), times a scale for 64 consecutive weights. The library's own quantizer takes their largest magnitude for the
-scale; ours fits it, which the format allows. Owns the library's layout (two codes a byte, the earlier column in the
-high half) and its plain PyTorch meaning.
+float (fp4), times a scale for 32 consecutive weights or more. The library's own quantizer takes their largest magnitude
+for the scale; ours fits it, which the format allows. Owns the library's layout (two codes a byte, the earlier column in
+the high half) and its plain PyTorch meaning.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import functools
 import importlib.util
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -22,10 +24,12 @@ from engines.errors import EngineUnavailable
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, group_costs
 
-GROUP_SIZE = 64
+GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that the library's kernels take
 _ROWS_AT_ONCE = 1024
-_SHRINKS = (1.0, 0.9, 0.8)  # of the largest magnitude, to start from
-_FITS = 3  # from each start
+_SHRINKS = (1.0, 0.85)  # of the largest magnitude, to start from
+_RULES = 0.25  # of a group's costs: a column that an outlier makes outweigh the others
+_FAR = (0.1, 1.6)  # times the largest magnitude: no scale beyond is worth a try
+_FITS = 1  # from each start
 _SMALLEST = 1e-20  # scale, of a group of zeros
 
 # The library's own tables (bitsandbytes.functional.get_4bit_type), by code.
@@ -53,8 +57,8 @@ def _decode(table: tuple[float, ...], codes: Tensor) -> Tensor:
     return torch.tensor(table, device=codes.device)[unpack(codes)]
 
 
-NF4 = Format("nf4", 2, GROUP_SIZE, functools.partial(_decode, _NF4))
-FP4 = Format("fp4", 2, GROUP_SIZE, functools.partial(_decode, _FP4))
+NF4 = Format("nf4", 2, 2, functools.partial(_decode, _NF4))
+FP4 = Format("fp4", 2, 2, functools.partial(_decode, _FP4))
 FORMATS = {"nf4": NF4, "fp4": FP4}
 TABLES = {"nf4": _NF4, "fp4": _FP4}
 
@@ -63,11 +67,12 @@ class BitsAndBytesQuantizer:
     """See weight.Quantizer. Codes and a group's scale are fitted to each other in turns, as int4's are, from a few
     starts, the largest magnitude among them. Raises EngineUnavailable where the library is not installed."""
 
-    group_size = GROUP_SIZE
     weighs_columns = True
 
-    def __init__(self, name: Literal["nf4", "fp4"]) -> None:
+    def __init__(self, name: Literal["nf4", "fp4"], group_size: int = 32) -> None:
+        assert group_size in GROUP_SIZES
         self.name = name
+        self.group_size = group_size
         load_library(f"quantize: {name}")
 
     def quantize(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight:
@@ -99,19 +104,42 @@ def _quantize(weight: Tensor, values: _Values, costs: Tensor) -> tuple[Tensor, T
     """(codes [N, K / 2] uint8, scales [N, groups] float32)."""
     groups = weight.float().unflatten(1, (-1, costs.shape[2]))
     largest = groups.abs().amax(2, keepdim=True)
-    least, best = torch.full_like(largest, float("inf")), largest
-    for shrink in _SHRINKS:
-        scale = (largest * shrink).clamp(min=_SMALLEST)
+    scales = _best(groups, [largest * shrink for shrink in _SHRINKS], values, costs)
+    ruled = (costs.amax(2) > _RULES).nonzero()[:, 1]
+    if ruled.numel():
+        starts = [
+            scales[:, ruled],
+            *_meeting_the_costliest(groups[:, ruled], largest[:, ruled], values, costs[:, ruled]),
+        ]
+        scales[:, ruled] = _best(groups[:, ruled], starts, values, costs[:, ruled])
+    ranks = torch.bucketize(groups / scales, values.bounds, out_int32=True)
+    return pack(values.codes[ranks].flatten(1)), scales.squeeze(2)
+
+
+def _best(groups: Tensor, starts: Sequence[Tensor], values: _Values, costs: Tensor) -> Tensor:
+    """The scales [N, groups, 1] that err least, of those that start and of what a fit to their codes makes of them."""
+    least, best = torch.full_like(starts[0], float("inf")), starts[0]
+    for start in starts:
+        scale = start
         for _ in range(_FITS + 1):
+            scale = scale.clamp(min=_SMALLEST)
             near = values.sorted[torch.bucketize(groups / scale, values.bounds, out_int32=True)]
             error = (near * scale).sub_(groups).square_().mul_(costs).sum(2, keepdim=True)
             better = error < least
             least, best = torch.where(better, error, least), torch.where(better, scale, best)
             weighted = near * costs
-            fitted = (weighted * groups).sum(2, keepdim=True) / (weighted * near).sum(2, keepdim=True).clamp(min=1e-12)
-            scale = fitted.clamp(min=_SMALLEST)
-    ranks = torch.bucketize(groups / best, values.bounds, out_int32=True)
-    return pack(values.codes[ranks].flatten(1)), best.squeeze(2)
+            scale = (weighted * groups).sum(2, keepdim=True) / (weighted * near).sum(2, keepdim=True).clamp(min=1e-12)
+    return best
+
+
+def _meeting_the_costliest(groups: Tensor, largest: Tensor, values: _Values, costs: Tensor) -> Iterator[Tensor]:
+    """The scales [N, groups, 1] at which a value of the format is the costliest weight of its group exactly."""
+    costliest = costs.argmax(2, keepdim=True).expand(groups.shape[0], groups.shape[1], 1)
+    weight = groups.gather(2, costliest)
+    above, below = values.sorted[values.sorted > 0], values.sorted[values.sorted < 0].flip(0)
+    for positive, negative in zip_longest(above, below, fillvalue=values.sorted[0]):
+        scale = weight / torch.where(weight > 0, positive, negative)
+        yield torch.where((scale > _FAR[0] * largest) & (scale < _FAR[1] * largest), scale, largest)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engines.native.quantization.bitsandbytes import FORMATS, GROUP_SIZE
+from engines.native.quantization.bitsandbytes import FORMATS, GROUP_SIZES
 from engines.native.quantization.checkpoint import Method, Parts, Read, refuse
 from engines.native.quantization.int8 import INT8
 from engines.native.quantization.weight import QuantizedWeight
@@ -32,14 +32,15 @@ def method(config: Mapping[str, Any]) -> Method:
     def convert(parts: Parts) -> QuantizedWeight | Tensor:
         state = json.loads(bytes(parts[state_name].tolist()))
         rows, columns = state["shape"]
-        if state["blocksize"] != GROUP_SIZE or columns % GROUP_SIZE:
-            raise ValueError(f"blocks of {state['blocksize']} in {columns} columns; only {GROUP_SIZE} that divide work")
+        group_size = state["blocksize"]
+        if group_size not in GROUP_SIZES or columns % group_size:
+            raise ValueError(f"blocks of {group_size} in {columns} columns; only {GROUP_SIZES} that divide work")
         scales = parts["weight.absmax"]
         if "weight.nested_absmax" in parts:
             nested = parts["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: scales.numel()]
             scales = parts["weight.nested_quant_map"][scales.long()] * nested + state["nested_offset"]
         codes = parts["weight"].view(rows, columns // 2)
-        return QuantizedWeight(FORMATS[name], codes, scales.float().view(rows, columns // GROUP_SIZE))
+        return QuantizedWeight(FORMATS[name], codes, scales.float().view(rows, columns // group_size))
 
     def shape(_shapes: Mapping[str, tuple[int, ...]], read: Read) -> tuple[int, int]:
         rows, columns = json.loads(bytes(read(state_name).tolist()))["shape"]

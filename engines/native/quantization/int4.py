@@ -56,7 +56,7 @@ class Int4Quantizer:
     name = "int4"
     weighs_columns = True
 
-    def __init__(self, group_size: int = 64) -> None:
+    def __init__(self, group_size: int = 32) -> None:
         assert group_size % CHUNK == 0
         self.group_size = group_size
 

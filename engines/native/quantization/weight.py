@@ -138,7 +138,7 @@ class Quantizer(Protocol):
         """
         ...
 
-    def quantize_head(self, weight: Tensor) -> QuantizedWeight | Tensor:
+    def quantize_head(self, weight: Tensor, /) -> QuantizedWeight | Tensor:
         """The same for the LM head, which all schemes keep in eight bits."""
         ...
 

@@ -32,6 +32,7 @@ from engines.native.models import CausalLM
 from engines.native.quantization.pending import PendingRows, PendingWeight
 
 NUM_TOKENS = 256
+_BLOCK_SIZE = 128  # which all attention kernels take
 _SEED = 0
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -67,15 +68,16 @@ class Probe:
             num_layers=1,
             num_kv_heads=heads.stop - heads.start,
             head_dim=config.head_dim,
-            block_size=NUM_TOKENS,  # one block, of a size that all attention kernels take
+            block_size=_BLOCK_SIZE,
             dtype=context.weight_dtype,
         )
-        self._kv_cache = KVCache(shape, 1, device).layers[0]
+        num_blocks = -(-length // _BLOCK_SIZE)
+        self._kv_cache = KVCache(shape, num_blocks, device).layers[0]
         self._positions = torch.arange(length, device=device)
         self._metadata = AttentionMetadata(
             query_start_loc=torch.tensor([0, length], dtype=torch.int32, device=device),
             seq_lens=torch.tensor([length], dtype=torch.int32, device=device),
-            block_tables=torch.zeros(1, 1, dtype=torch.int32, device=device),
+            block_tables=torch.arange(num_blocks, dtype=torch.int32, device=device).unsqueeze(0),
             slot_mapping=torch.arange(length, device=device),
             num_decodes=0,
             max_query_len=length,

@@ -128,6 +128,15 @@ def test_ranks_give_the_tokens_of_one(checkpoints, model, world_size, settings, 
             assert tokens(generate(built, PARAMS["greedy"], overlapped=True)) == tokens(expected["greedy"])
 
 
+def test_ranks_that_choose_codes_by_random_tokens_give_the_tokens_of_one(checkpoints):
+    """The tokens pass through all ranks while they load."""
+    settings = {"quantize": "int4", "attention_backend": "torch"}
+    with engine(checkpoints["llama"], 1, **settings) as built:
+        expected = tokens(generate(built, PARAMS["greedy"]))
+    with engine(checkpoints["llama"], 2, **settings) as built:
+        assert tokens(generate(built, PARAMS["greedy"])) == expected
+
+
 @pytest.mark.parametrize(
     ("world_size", "words"),
     [

@@ -73,7 +73,7 @@ CONFIG: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-@pytest.mark.parametrize(("scheme", "bytes_per_weight"), [("int8", 1.0), ("int4", 0.5625)])
+@pytest.mark.parametrize(("scheme", "bytes_per_weight"), [("int8", 1.0), ("int4", 0.625)])
 def test_weight_bytes_count_what_stays(scheme: str, bytes_per_weight: float, tied: bool) -> None:
     config = config_from_hf({**CONFIG, "tie_word_embeddings": tied})
     quantizer = choose_quantizer(NativeSettings.model_validate({"quantize": scheme}))
@@ -91,5 +91,5 @@ def test_weight_bytes_count_what_stays(scheme: str, bytes_per_weight: float, tie
 
 
 def test_a_group_that_does_not_divide_a_ranks_share_names_the_layer() -> None:
-    with pytest.raises(EngineUnavailable, match=r"groups of 64 does not fit o, which has 96 input columns here"):
-        row_parallel(context_for("int4", Shard(0, 2)), Part("o", 6, 32), 48, bias=False)
+    with pytest.raises(EngineUnavailable, match=r"groups of 32 does not fit o, which has 48 input columns here"):
+        row_parallel(context_for("int4", Shard(0, 2)), Part("o", 6, 16), 48, bias=False)
