@@ -1,12 +1,17 @@
 """Perplexity of each quantization scheme on a fixed public text, against the same model without it.
 
-    python -m benchmarks.perplexity MODEL [--schemes fp8,int8,...] [--tokens 8192] [--window 512] [--output FILE]
+    python -m benchmarks.perplexity MODEL [--schemes fp8,int8,...] [--tokens 8192] [--window 512] [--off-grid]
+        [--output FILE]
 
 The text is CPython's own language reference, as the standard library carries it (pydoc_data.topics): English prose and
 some code, on every machine that runs this, and fixed by the version of Python, which the result names. It is cut into
 windows that are scored apart, every token but a window's first. Runs the CPU kernels on the weights that a scheme
 keeps; `fp8 W8A8` quantizes activations too, as GPUs with e4m3 products do, and `+kv8` keeps keys and values in e4m3.
 Prints a table, and one line of JSON last.
+
+A file in Q4_1 has sixteen values for each 32 weights, which other groups of 4 bits meet badly and groups of 32 meet
+exactly: neither is what a model in bfloat16 would show. `--off-grid` moves every weight of its linear layers at random
+by up to half a step, to where rounding may have moved it from, and compares with that model.
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ import json
 import math
 import platform
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from config.engines import NativeSettings
@@ -33,6 +40,7 @@ from engines.native.quantization import choose_quantizer
 from engines.native.quantization.fp8 import quantize_tokens
 from engines.native.quantization.weight import QuantizedWeight
 from engines.native.tokenizer import Tokenizer
+from engines.native.weights.gguf import GGUFSource
 from engines.native.weights.loader import load_model
 
 SCHEMES = (
@@ -66,8 +74,26 @@ class QuantizedActivations(Product):
         return self.dense.tensors()
 
 
-def load(path: Path, scheme: str, window: int) -> CausalLM:
-    """`none`, a scheme of `--quantize`, or `SCHEME:GROUP`; ` W8A8` at the end quantizes activations too."""
+def off_grid(path: Path, folder: Path) -> None:
+    """Writes a .gguf file's model as safetensors, with the weights of linear layers moved."""
+    source = GGUFSource(path, load_config(path))
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for name, info in source.tensors.items():
+        tensor = torch.empty(info.shape)
+        source.read(name, tuple(slice(0, size) for size in info.shape), tensor)
+        if name.endswith("proj.weight"):
+            groups = tensor.unflatten(1, (-1, 32))
+            steps = (groups.amax(2, keepdim=True) - groups.amin(2, keepdim=True)) / 15
+            tensor = (groups + (torch.rand(groups.shape, generator=generator) - 0.5) * steps).flatten(1)
+        tensors[name] = tensor.bfloat16()
+    save_file(tensors, folder / "model.safetensors")
+
+
+def load(path: Path, scheme: str, window: int, weights: Path | None = None) -> CausalLM:
+    """The model of `path`, its tensors from `weights` where that is given.
+
+    `none`, a scheme of `--quantize`, or `SCHEME:GROUP`; ` W8A8` at the end quantizes activations too."""
     name, _, group_size = scheme.removesuffix(" W8A8").partition(":")
     settings: dict[str, object] = {"quantize": name}
     if group_size:
@@ -82,7 +108,7 @@ def load(path: Path, scheme: str, window: int) -> CausalLM:
 
     return load_model(
         load_config(path),
-        path,
+        weights or path,
         device=torch.device("cpu"),
         dtype=torch.float32,
         weight_dtype=torch.bfloat16,
@@ -136,14 +162,23 @@ def main() -> None:
     parser.add_argument("--schemes", default=",".join(SCHEMES))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--off-grid", action="store_true", help="move a Q4_1 file's weights off its steps")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.off_grid:
+            off_grid(Path(arguments.model), Path(folder))
+        measure(arguments, Path(folder) if arguments.off_grid else None)
+
+
+def measure(arguments: argparse.Namespace, weights: Path | None) -> None:
+    """See the module's beginning."""
     windows = text_windows(arguments.model, arguments.tokens, arguments.window)
     rows: list[dict[str, object]] = []
     baseline = None
     for name in arguments.schemes.split(","):
         scheme, _, kv = name.partition("+")
-        model = load(Path(arguments.model), scheme, arguments.window)
+        model = load(Path(arguments.model), scheme, arguments.window, weights)
         nll = negative_log_likelihood(model, windows, torch.float8_e4m3fn if kv else torch.bfloat16)
         baseline = nll if baseline is None else baseline
         change = 100 * (math.exp(nll - baseline) - 1)
@@ -155,6 +190,7 @@ def main() -> None:
         "text": f"pydoc_data.topics of Python {platform.python_version()}",
         "tokens": windows.numel(),
         "window": arguments.window,
+        "off_grid": arguments.off_grid,
         "commit": git.stdout.strip(),
         "rows": rows,
     }
