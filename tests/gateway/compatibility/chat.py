@@ -140,7 +140,7 @@ VLLM = {
         chat_template_kwargs media_io_kwargs mm_processor_kwargs structured_outputs request_id session_id
         return_tokens_as_token_ids return_token_ids return_prompt_text cache_salt kv_transfer_params ec_transfer_params
         vllm_xargs repetition_detection stream_interval""",
-    "if enabled": "tools tool_choice priority chat_template",
+    "if enabled": "tools tool_choice priority chat_template routed_experts_prompt_start",
     "ignored": "stream_options.include_obfuscation",
 }
 SGLANG = {

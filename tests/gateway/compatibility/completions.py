@@ -63,7 +63,7 @@ VLLM = {
         logprob_token_ids bad_words add_special_tokens response_format structured_outputs request_id session_id
         return_tokens_as_token_ids return_token_ids cache_salt kv_transfer_params ec_transfer_params vllm_xargs
         repetition_detection thinking_token_budget stream_interval""",
-    "if enabled": "priority prompt_embeds suffix",
+    "if enabled": "priority prompt_embeds suffix routed_experts_prompt_start",
     "ignored": "stream_options.include_obfuscation",
 }
 SGLANG = {

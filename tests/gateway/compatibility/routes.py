@@ -118,7 +118,7 @@ NOT_THERE = (
     RouteRow(
         "POST /pause, POST /resume, POST /reset_prefix_cache, POST /collective_rpc, GET /server_info",
         ("if enabled", "", "not there"),
-        "For training loops, which are not served here. `--prefix-caching false` does without the cache.",
+        "For training loops, which are not served here. `--no-prefix-caching` does without the cache.",
     ),
     RouteRow(
         "POST /start_profile, POST /stop_profile",
