@@ -99,6 +99,12 @@ def test_chat_output_limit_can_go_by_its_newer_name():
     [
         ({"n": 2}, {"n": 2}),
         ({"truncate_prompt_tokens": 9}, {"truncate_prompt_tokens": 9}),
+        (
+            {"truncate_prompt_tokens": -1, "truncation_side": "right"},
+            {"truncate_prompt_tokens": -1, "truncation_side": "right"},
+        ),
+        ({"priority": -2}, {"priority": -2}),
+        ({"prompt": dataclasses.replace(CHAT, template="x")}, {"chat_template": "x"}),
         ({"cache_salt": "s"}, {"cache_salt": "s"}),
         ({"forwarded": {"user": "u", "model": "not this"}}, {"user": "u"}),
     ],
