@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -96,18 +97,15 @@ def parse_embeddings(body: bytes, request_id: str) -> EmbeddingsCall:
     return EmbeddingsCall(request, wire.encoding_format == "base64")
 
 
-def embeddings_body(embeddings: Embeddings, call: EmbeddingsCall) -> bytes:
+def embeddings_body(embeddings: Embeddings, call: EmbeddingsCall) -> Iterator[bytes]:
+    """An EmbeddingList, in a piece for each vector and two around them: two million numbers take a while to write."""
     written = _base64 if call.as_base64 else _numbers
-    answer: EmbeddingList = {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": index, "embedding": written(vector)}
-            for index, vector in enumerate(embeddings.vectors)
-        ],
-        "model": call.request.model,
-        "usage": {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens},
-    }
-    return to_json(answer)
+    yield b'{"object":"list","data":['
+    for index, vector in enumerate(embeddings.vectors):
+        item: Embedding = {"object": "embedding", "index": index, "embedding": written(vector)}
+        yield (b"," if index else b"") + to_json(item)
+    usage: EmbeddingUsage = {"prompt_tokens": embeddings.prompt_tokens, "total_tokens": embeddings.prompt_tokens}
+    yield b'],"model":' + to_json(call.request.model) + b',"usage":' + to_json(usage) + b"}"
 
 
 def _base64(vector: bytes) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from openai.types import CreateEmbeddingResponse
+from pydantic import TypeAdapter
 
-from adapters.openai_embeddings import MAX_INPUTS, embeddings_body, parse_embeddings
+from adapters.openai_embeddings import MAX_INPUTS, EmbeddingList, embeddings_body, parse_embeddings
 from engines.api import Embeddings, TextPrompt, TokensPrompt
 from engines.errors import InvalidRequest
 
@@ -85,12 +86,18 @@ def test_as_many_inputs_as_openai_takes_are_taken():
     assert len(parsed(input=["a"] * MAX_INPUTS).request.inputs) == MAX_INPUTS
 
 
+def body(told: Embeddings, call: Any) -> bytes:
+    written = b"".join(embeddings_body(told, call))
+    TypeAdapter(EmbeddingList).validate_json(written, strict=True)
+    return written
+
+
 def test_numbers_and_base64_say_the_same_vectors():
     vectors = (struct.pack("<3f", 0.1, -2.5, 3e-8), struct.pack("<3f", 1, 2, 3))
     told = Embeddings(vectors, 9)
     asked = {"input": ["a", "b"]}
-    numbers = CreateEmbeddingResponse.model_validate_json(embeddings_body(told, parsed(**asked)))
-    coded = json.loads(embeddings_body(told, parsed(**asked, encoding_format="base64")))
+    numbers = CreateEmbeddingResponse.model_validate_json(body(told, parsed(**asked)))
+    coded = json.loads(body(told, parsed(**asked, encoding_format="base64")))
     assert [struct.pack("<3f", *item.embedding) for item in numbers.data] == list(vectors)
     assert [base64.b64decode(item["embedding"]) for item in coded["data"]] == list(vectors)
     assert [item.index for item in numbers.data] == [0, 1]

@@ -89,6 +89,8 @@ class Bench:
 
     def check(self, plan: BenchPlan) -> None:
         """Raises InvalidRequest for what this engine cannot hold."""
+        if not self._ready.generates:
+            raise InvalidRequest("The model only embeds, and what is measured here is generation.")
         longest = self._ready.max_model_len
         generates = bool({"latency", "throughput"} & set(plan.what))
         if generates and plan.output_tokens < 2:

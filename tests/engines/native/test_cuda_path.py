@@ -10,7 +10,18 @@ import torch
 
 from config.engines import NativeSettings
 from engines.native.build import build_core
-from engines.native.types import GREEN_LIST, GREEN_LIST_SELF, GUMBEL, SYNTHID, AddSequence, TokenParams, Watermark
+from engines.native.types import (
+    GREEN_LIST,
+    GREEN_LIST_SELF,
+    GUMBEL,
+    LAST_TOKEN,
+    MEAN_TOKENS,
+    SYNTHID,
+    AddSequence,
+    Pooling,
+    TokenParams,
+    Watermark,
+)
 from engines.native.watermark.detect import detect
 
 pytestmark = [
@@ -117,6 +128,38 @@ def test_every_greedy_token_is_the_best_of_float32_within_bfloat16(built, refere
         losses.append(best - truth.gather(1, torch.tensor(outputs[i])[:, None])[:, 0])
         allowed.append(best - truth.gather(1, rounded.argmax(1)[:, None])[:, 0])
     assert torch.cat(losses).mean() < WORSE_THAN_TRANSFORMERS * torch.cat(allowed).mean() + 1e-4
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+@pytest.mark.parametrize("mode", [LAST_TOKEN, MEAN_TOKENS])
+def test_vectors_are_as_near_to_float32_as_transformers_in_bfloat16(tiny_model, built, references, task, mode):
+    if task == "embed":  # without head and graphs; else beside sequences that generate through graphs
+        section = NativeSettings(model=str(tiny_model[0]), task="embed", max_num_seqs=40, max_num_batched_tokens=256)
+        built = build_core(section, lambda *_: None)
+    prompts = random_prompts(12, 600, seed=3)
+    for i, prompt in enumerate(prompts):
+        params = TokenParams(max_tokens=0, pooling=Pooling(mode))
+        built.core.add(b"t", AddSequence(i, tuple(prompt), params))
+        if task == "generate":
+            built.core.add(b"u", AddSequence(i, tuple(prompt), TokenParams(max_tokens=30, temperature=0.0)))
+    vectors = {}
+    while built.core.has_work:
+        vectors |= {output.seq_id: output.embedding for _, output in built.core.step_overlapped() if output.embedding}
+    assert built.core.stats().kv_blocks_used == 0
+    our_errors, their_errors = [], []
+    for i, prompt in enumerate(prompts):
+        truth, rounded = (_vector(model, prompt, mode) for model in references)
+        our_errors.append(torch.frombuffer(bytearray(vectors[i]), dtype=torch.float32) - truth)
+        their_errors.append(rounded - truth)
+    ours, theirs = torch.cat(our_errors), torch.cat(their_errors)
+    assert ours.square().mean().sqrt() < WORSE_THAN_TRANSFORMERS * theirs.square().mean().sqrt()
+
+
+@torch.no_grad()
+def _vector(model, prompt, mode):
+    states = model.model(torch.tensor([prompt], device=model.device)).last_hidden_state[0].float().cpu()
+    pooled = states[-1] if mode == LAST_TOKEN else states.mean(0)
+    return pooled / pooled.norm()
 
 
 def test_overlap_and_graphs_sample_what_plain_steps_sample(built):

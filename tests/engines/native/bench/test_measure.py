@@ -37,6 +37,12 @@ def test_limits_of_this_machine_are_positive():
     assert limits.matmul_flops_per_s > 1e6
 
 
+def test_a_model_that_only_embeds_is_not_measured(section: NativeSettings):
+    built = build_core(section.model_copy(update={"task": "embed"}), lambda *_: None)
+    with pytest.raises(InvalidRequest, match="only embeds"):
+        Bench(built, LIMITS).check(BenchPlan(("prefill",)))
+
+
 def test_every_request_of_a_load_gets_its_tokens_in_order(section: NativeSettings):
     built = build_core(section, lambda *_: None)
     run = drive(built, Load(prompt_tokens=20, output_tokens=6, requests=9, concurrency=3), random.Random(0))

@@ -14,6 +14,7 @@ import torch
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.encoder.build import build_encoder
+from engines.native.launch import CoreProcess
 from engines.native.models.encoders import FAMILIES, is_encoder
 from engines.native.types import CLS_TOKEN, MEAN_TOKENS, AddSequence, Pooling, TokenParams
 from engines.native.weights.resolve import ModelFiles
@@ -104,6 +105,15 @@ def build(folder: Path, **settings: Any) -> Any:
 def test_settings_of_decoders_are_refused(tmp_path: Path, settings: dict[str, Any], words: str):
     with pytest.raises(EngineUnavailable, match=words):
         build(bert(tmp_path), **settings)
+
+
+def test_an_encoder_is_not_split_over_ranks(tmp_path: Path):
+    core = CoreProcess(NativeSettings(model=str(bert(tmp_path)), device="cpu", tensor_parallel_size=2))
+    try:
+        with pytest.raises(EngineUnavailable, match="tensor_parallel_size is 2, but the model is an encoder"):
+            core.start()
+    finally:
+        core.stop()
 
 
 @pytest.mark.parametrize(
