@@ -32,7 +32,7 @@ from engines.native.distributed.peer_sums import PeerSums
 from engines.native.distributed.symmetric import SymmetricBuffer
 from engines.native.kernels import reference, triton_all_reduce, triton_fused
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3072)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 EPS = 1e-6
 
 

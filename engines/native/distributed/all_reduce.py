@@ -61,7 +61,7 @@ class Limits(NamedTuple):
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMITS: Mapping[int, Limits] = {
-    2: Limits(peer=32 * MIB, two_shot=0, fused=8 * MIB),
+    2: Limits(peer=10 * MIB, two_shot=0, fused=10 * MIB),
     4: Limits(peer=512 * KIB, two_shot=8 * MIB, fused=512 * KIB),
     8: Limits(peer=256 * KIB, two_shot=8 * MIB, fused=256 * KIB),
 }

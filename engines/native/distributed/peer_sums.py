@@ -14,9 +14,8 @@ class PeerSums:
 
     def __init__(self, device: torch.device, rank: int, world_size: int, num_bytes: int) -> None:
         shared_bytes = triton_all_reduce.flag_bytes(world_size) + 2 * num_bytes
-        num_sms = torch.cuda.get_device_properties(device).multi_processor_count
         self._buffer = SymmetricBuffer(shared_bytes, device)
-        self.peers = triton_all_reduce.peers_at(rank, self._buffer.addresses, shared_bytes, num_sms, device)
+        self.peers = triton_all_reduce.peers_at(rank, self._buffer.addresses, shared_bytes, device)
 
     def takes(self, x: Tensor) -> bool:
         return x.nbytes <= self.peers.half_bytes and self._buffer.takes(x)

@@ -26,14 +26,12 @@ from torch import Tensor
 from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
     can_launch_early,
-    div_ceil,
     next_power_of_2,
     release_successor,
     wait_for_predecessor,
 )
 
-MAX_BLOCKS = 256
-_LARGE = 1 << 17  # elements from which on a plain sum is bound by the links: then in wide pieces, two blocks an SM
+MAX_BLOCKS = 128  # no more than run at once on any GPU that has the memory for this
 
 
 @triton.jit
@@ -58,46 +56,43 @@ def _meet(flags_ptr, block, count, RANK: tl.constexpr, WORLD: tl.constexpr):
     tl.debug_barrier()
 
 
-@kernel(varying=["num_rows", "num_elements"])
+@kernel(varying=["num_rows"])
 def _all_reduce_kernel(
-    x_ptr,  # [num_elements] contiguous, in rows of HIDDEN
-    residual_ptr,  # the same, unused without NORM
+    x_ptr,  # [num_rows, HIDDEN] contiguous
+    residual_ptr,  # [num_rows, HIDDEN] contiguous, unused without NORM
     weight_ptr,  # [HIDDEN], unused without NORM
-    out_ptr,  # [num_elements] contiguous: the norm, without NORM the sum
+    out_ptr,  # [num_rows, HIDDEN] contiguous: the norm, without NORM the sum
     new_residual_ptr,  # unused without NORM
     buffers_ptr,  # [WORLD] int64: addresses of the ranks' buffers, two halves of half_elements in x's dtype
     flags_ptr,  # [WORLD] int64: addresses of the ranks' [MAX_BLOCKS, WORLD] int64 flags
     state_ptr,  # [2] int64, this rank's own: calls so far; blocks of this call that are done
     num_rows,
-    num_elements,
     half_elements,
     eps,
-    HIDDEN: tl.constexpr,  # of a model with NORM; any width without
+    HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid: (blocks,); block b has rows b, b + blocks, and so on. All blocks must run at once."""
+    """Grid: (blocks,); block b has rows b, b + blocks, and so on."""
     block, blocks = tl.program_id(0), tl.num_programs(0)
     columns = tl.arange(0, BLOCK)
-    in_row = columns < HIDDEN
+    mask = columns < HIDDEN
     release_successor(PDL)
     if NORM:
-        weight = tl.load(weight_ptr + columns, mask=in_row, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     wait_for_predecessor(PDL)
     calls = tl.load(state_ptr)
     half = (calls % 2) * half_elements
     own = _buffer(buffers_ptr, RANK, x_ptr.dtype.element_ty) + half
     for row in range(block, num_rows, blocks):
         at = row * HIDDEN + columns
-        mask = in_row & (at < num_elements)
         tl.store(own + at, tl.load(x_ptr + at, mask=mask), mask=mask)
     _meet(flags_ptr, block, calls + 1, RANK, WORLD)
     for row in range(block, num_rows, blocks):
         at = row * HIDDEN + columns
-        mask = in_row & (at < num_elements)
         total = tl.zeros((BLOCK,), tl.float32)
         for peer in tl.static_range(WORLD):
             theirs = _buffer(buffers_ptr, peer, x_ptr.dtype.element_ty) + half
@@ -127,7 +122,6 @@ class Peers:
     flags: Tensor  # [world size] int64
     state: Tensor  # [2] int64
     half_bytes: int
-    num_sms: int  # the same on all ranks
 
     @property
     def world_size(self) -> int:
@@ -138,21 +132,18 @@ def flag_bytes(world_size: int) -> int:
     return MAX_BLOCKS * world_size * 8
 
 
-def peers_at(rank: int, addresses: Sequence[int], num_bytes: int, num_sms: int, device: torch.device) -> Peers:
+def peers_at(rank: int, addresses: Sequence[int], num_bytes: int, device: torch.device) -> Peers:
     """For zeroed shared memory of `num_bytes` a rank: flags in front, the two halves of the buffer behind them."""
     first = flag_bytes(len(addresses))
     flags = torch.tensor(addresses, dtype=torch.int64, device=device)
     state = torch.zeros(2, dtype=torch.int64, device=device)
-    return Peers(rank, flags + first, flags, state, (num_bytes - first) // 32 * 16, num_sms)
+    return Peers(rank, flags + first, flags, state, (num_bytes - first) // 32 * 16)
 
 
 def all_reduce(x: Tensor, peers: Peers, *, pdl: bool = False) -> Tensor:
-    """The sum of the ranks' x, which is contiguous and fits half of the buffer."""
+    """The sum of the ranks' x [num_rows, hidden], which fits half of the buffer."""
     out = torch.empty_like(x)
-    large = x.numel() >= _LARGE
-    width = 4096 if large else 1024
-    blocks = min((2 if large else 1) * peers.num_sms, MAX_BLOCKS)
-    _launch(x, x, x, out, out, peers, 0.0, width, blocks, norm=False, pdl=pdl)
+    _launch(x, x, x, out, out, peers, 0.0, norm=False, pdl=pdl)
     return out
 
 
@@ -161,8 +152,7 @@ def all_reduce_add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """(rms_norm(sum of the ranks' x + residual), sum + residual); x and residual [num_rows, hidden]."""
     out, new_residual = torch.empty_like(x), torch.empty_like(residual)
-    blocks = min(peers.num_sms, MAX_BLOCKS)
-    _launch(x, residual, weight, out, new_residual, peers, eps, x.shape[1], blocks, norm=True, pdl=pdl)
+    _launch(x, residual, weight, out, new_residual, peers, eps, norm=True, pdl=pdl)
     return out, new_residual
 
 
@@ -174,19 +164,17 @@ def _launch(
     new_residual: Tensor,
     peers: Peers,
     eps: float,
-    width: int,
-    most_blocks: int,
     *,
     norm: bool,
     pdl: bool,
 ) -> None:
+    num_rows, hidden = x.shape
     assert x.nbytes <= peers.half_bytes, "the sum does not fit the shared buffer"
     assert x.is_contiguous(), "the kernel takes contiguous rows"
     assert residual.is_contiguous(), "the kernel takes contiguous rows"
-    num_rows = div_ceil(x.numel(), width)
-    block = next_power_of_2(width)
+    block = next_power_of_2(hidden)
     _all_reduce_kernel(
-        (min(num_rows, most_blocks),),
+        (min(num_rows, MAX_BLOCKS),),
         x,
         residual,
         weight,
@@ -196,14 +184,13 @@ def _launch(
         peers.flags,
         peers.state,
         num_rows,
-        x.numel(),
         peers.half_bytes // x.element_size(),
         eps,
-        HIDDEN=width,
+        HIDDEN=hidden,
         BLOCK=block,
         RANK=peers.rank,
         WORLD=peers.world_size,
         NORM=norm,
-        num_warps=min(16, max(4, block // (512 if norm else 256))),
+        num_warps=min(16, max(4, block // 512)),
         pdl=can_launch_early(x, pdl),
     )

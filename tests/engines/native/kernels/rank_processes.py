@@ -22,7 +22,7 @@ def play(rank: int, memories: list[torch.Tensor], results: Any) -> None:
     from engines.native.kernels import triton_all_reduce
 
     addresses = [memory.data_ptr() for memory in memories]
-    peers = triton_all_reduce.peers_at(rank, addresses, memories[0].numel(), 100, torch.device("cpu"))
+    peers = triton_all_reduce.peers_at(rank, addresses, memories[0].numel(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     errors: list[float] = []
     for rows in ROWS:
