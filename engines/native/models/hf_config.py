@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from engines.errors import EngineUnavailable
+from engines.native.models.encoders import FAMILIES as ENCODERS
 from engines.native.models.model_config import CheckpointDtype, ModelConfig, refuse
 from engines.native.models.rope_config import parse_rope
 
@@ -180,7 +181,8 @@ def _family(fields: Mapping[str, Any]) -> tuple[str, _Family, bool]:
     name: str = (fields.get("architectures") or ["(none given)"])[0]
     whole = name.removesuffix("Model") + "ForCausalLM" if name.endswith("Model") else name
     if whole not in FAMILIES:
-        refuse("architectures", f"names {name}, which is not supported; these are: {', '.join(FAMILIES)}")
+        known = f"{', '.join(FAMILIES)}, and encoders of the types {', '.join(ENCODERS)}"
+        refuse("architectures", f"names {name}, which is not supported; these are: {known}")
     return whole, FAMILIES[whole], whole != name
 
 

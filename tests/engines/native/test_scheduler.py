@@ -268,7 +268,7 @@ def test_max_tokens_zero_only_reads_the_prompt():
 
 
 @pytest.mark.parametrize("overlapped", [False, True], ids=["plain", "overlapped"])
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(
         st.tuples(
