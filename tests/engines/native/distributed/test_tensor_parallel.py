@@ -19,7 +19,7 @@ from engines.native.build import BuiltCore, build_core
 from engines.native.distributed.member import refuse_unsplittable
 from engines.native.distributed.ranks import Ranks
 from engines.native.models import load_config
-from engines.native.types import AddSequence, TokenOutput, TokenParams
+from engines.native.types import GREEN_LIST, GUMBEL, SYNTHID, AddSequence, TokenOutput, TokenParams, Watermark
 
 VOCAB = 323  # no multiple of anything
 SIZES: dict[str, Any] = {
@@ -49,6 +49,9 @@ PARAMS: dict[str, dict[str, Any]] = {
         "logprobs": 3,
         "prompt_logprobs": 2,
     },
+    "green list": {"temperature": 0.9, "seed": 11, "watermark": Watermark(GREEN_LIST, 5, 1, 2**31, delta=4.0)},
+    "gumbel": {"temperature": 0.9, "seed": 11, "watermark": Watermark(GUMBEL, 5, 2)},
+    "synthid": {"temperature": 0.9, "seed": 11, "top_k": 40, "watermark": Watermark(SYNTHID, 5, 2, depth=30)},
 }
 
 
@@ -116,6 +119,8 @@ def tokens(outputs: list[list[TokenOutput]]) -> list[list[int]]:
 def test_ranks_give_the_tokens_of_one(checkpoints, model, world_size, settings, names):
     with engine(checkpoints[model], 1, **settings) as built:
         expected = {name: generate(built, PARAMS[name]) for name in names}
+    for name in {"green list", "gumbel"} & {*names}:
+        assert tokens(expected[name]) != tokens(expected["temperature"]), "the mark shows"
     with engine(checkpoints[model], world_size, **settings) as built:
         assert built.ready.tensor_parallel_size == world_size
         for name in names:
