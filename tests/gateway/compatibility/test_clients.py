@@ -14,6 +14,7 @@ from anthropic.types import OutputConfigParam
 from anthropic.types import message_create_params as message
 from anthropic.types.beta import message_create_params as beta_message
 from huggingface_hub import ChatCompletionInput, TextGenerationInput, TextGenerationInputGenerateParameters
+from openai.types import EmbeddingCreateParams
 from openai.types import completion_create_params as completion
 from openai.types.chat import ChatCompletionStreamOptionsParam
 from openai.types.chat import completion_create_params as chat
@@ -23,6 +24,7 @@ from openai.types.shared_params import Reasoning
 
 from tests.gateway.compatibility.chat import CHAT
 from tests.gateway.compatibility.completions import COMPLETIONS
+from tests.gateway.compatibility.embeddings import EMBEDDINGS
 from tests.gateway.compatibility.messages import MESSAGES
 from tests.gateway.compatibility.native import GENERATE, ROOT
 from tests.gateway.compatibility.responses import RESPONSES
@@ -44,6 +46,7 @@ def fields(kind: Any) -> set[str]:
         ([completion.CompletionCreateParamsStreaming, completion.CompletionCreateParamsNonStreaming], COMPLETIONS),
         ([response.ResponseCreateParamsStreaming, response.ResponseCreateParamsNonStreaming], RESPONSES),
         ([message.MessageCreateParamsStreaming, message.MessageCreateParamsNonStreaming], MESSAGES),
+        ([EmbeddingCreateParams], EMBEDDINGS),
         ([TextGenerationInput], ROOT),
         ([TextGenerationInputGenerateParameters], GENERATE),
     ],

@@ -38,6 +38,7 @@ def params(i: int) -> TokenParams:
         stop_token_ids=(2, 3),
         logit_bias=((7, 4.0),) if i % 3 == 0 else (),
         bad_words=((9,), (11, 12)) if i % 4 == 1 else (),
+        allowed_token_ids=tuple(range(0, VOCAB, 3)) if i % 11 == 3 else (),
         logprobs=5 if i % 8 == 0 else -1,
     )
 
