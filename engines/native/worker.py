@@ -152,6 +152,9 @@ class CoreServer:
                     self._clients[client] = process_id
                     if self._ready is not None:
                         self._send(client, self._ready)
+                    if core is not None:  # what it has counted so far: a scrape of a new gateway must not begin at zero
+                        self._send(client, StepOutputs((), core.stats()))
+                        self._send(client, StepReport(core.step_stats()))
                 case AddSequence() as message if core is not None:
                     if core.num_waiting < max_waiting:
                         core.add(client, message)

@@ -92,6 +92,20 @@ async def test_limits_are_named_with_both_numbers(engine):
         await complete(engine, request(logit_bias=((99999999, 1.0),)))
 
 
+async def test_a_gateway_that_comes_later_is_told_what_was_counted_before_it(engine, smollm2_gguf):
+    await complete(engine, request())
+    await until(lambda: engine.stats().running == 0)
+    address = core_process().cmdline()[-1]
+    later = NativeEngine(NativeSettings(model=str(smollm2_gguf), device="cpu"), address=address)
+    await later.start()
+    try:
+        await until(lambda: later.stats().steps == engine.stats().steps)
+        assert later.stats() == engine.stats()
+        assert sum(later.stats().steps.decode.whole.counts) >= 7
+    finally:
+        await later.aclose()
+
+
 async def test_a_killed_core_fails_open_requests_with_words_and_comes_back(engine):
     failures: list[EngineUnavailable] = []
     streaming = asyncio.Event()
