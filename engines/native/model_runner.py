@@ -26,6 +26,7 @@ from engines.native.sampling.logprobs import Logprobs
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import Feature, on_device
+from engines.native.staging import Staging
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
 
 _SCORED_AT_ONCE = 256  # prompt tokens whose logits are held at a time
@@ -90,6 +91,7 @@ class ModelRunner:
         self._graphs = graphs
         self._chunk_graphs = chunk_graphs
         self._pooling = ChunkPooling()
+        self._masks = Staging(rows.device)
         self._prompt_logprobs: dict[int, tuple[int, TokenParams]] = {}  # row -> prompt length, params; few have it
 
     @property
@@ -131,7 +133,7 @@ class ModelRunner:
         choose, launched.choose = launched.choose, None
         device = self._rows.device
         at = on_device(np.array(masks.places, dtype=np.int64), device)
-        choose(launched, DeviceMasks(at, on_device(masks.bits, device)) if masks.places else None)
+        choose(launched, DeviceMasks(at, self._masks.to_device(masks.bits)) if masks.places else None)
 
     def _choose(self, launched: Launched, plan: BatchPlan, choose: Choose) -> None:
         if plan.awaits_masks:

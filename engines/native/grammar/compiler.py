@@ -88,6 +88,7 @@ class GrammarCompiler:
         self._vocabulary: Future[_Vocabulary] | None = None
         self._eos_token_ids: frozenset[int] = frozenset()
         self._unended = np.zeros(-(-vocab_size // 32), dtype=np.int32)  # every token of the vocabulary but the ends
+        self._bits = np.zeros((0, -(-vocab_size // 32)), dtype=np.int32)
         self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
         threads = mask_threads or min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
         self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
@@ -114,7 +115,7 @@ class GrammarCompiler:
 
     def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
         limited = [(choice, limit) for choice in choosing if not isinstance(limit := choice.constraint.limit(), Free)]
-        bits = np.zeros((len(limited), -(-self._vocab_size // 32)), dtype=np.int32)
+        bits = self._cleared_rows(len(limited))
         matchers: list[tuple[llguidance.LLMatcher, int]] = []
         for row, (_, limit) in enumerate(limited):
             if isinstance(limit, Matched):
@@ -130,6 +131,14 @@ class GrammarCompiler:
                 if limit.also >= 0:
                     row[limit.also // 32] |= _bit(limit.also)
         return TokenMasks([choice.place for choice, _ in limited], bits)
+
+    def _cleared_rows(self, count: int) -> np.ndarray:
+        """Memory that the last masks were in: a megabyte of new pages in every step costs more than what they hold."""
+        if len(self._bits) < count:
+            self._bits = np.zeros((2 * count, -(-self._vocab_size // 32)), dtype=np.int32)
+        bits = self._bits[:count]
+        bits.fill(0)
+        return bits
 
     def _match(self, matchers: list[tuple[llguidance.LLMatcher, int]], bits: np.ndarray) -> None:
         if self._executor is not None and len(matchers) > 1:

@@ -102,5 +102,5 @@ class Constraints(Protocol):
         ...
 
     def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
-        """Only of those whose next token is limited."""
+        """Only of those whose next token is limited. The bits are good until the next call."""
         ...

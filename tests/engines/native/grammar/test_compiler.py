@@ -201,7 +201,7 @@ def test_masks_of_many_equal_masks_of_each(tokenizer, threads):
     forms = (PERSON, JsonObject(), Regex("a+"), OneOf(("x", "y")))
     constraints = [compile_(compiler, form) for form in forms * 3]
     for _ in range(12):  # some on the way there are texts that the form leaves no choice about
-        together = compiler.masks([Choosing(i, one, frozenset()) for i, one in enumerate(constraints)]).bits
+        together = compiler.masks([Choosing(i, one, frozenset()) for i, one in enumerate(constraints)]).bits.copy()
         for row, one in zip(together, constraints, strict=True):
             assert np.array_equal(row, compiler.masks([Choosing(0, one, frozenset())]).bits[0])
             token = int(np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))[0])
