@@ -77,4 +77,11 @@ def openapi_schemas() -> dict[str, Any]:
         *((answer.__name__, "serialization", TypeAdapter(answer)) for answer in _ANSWERS),
     ]
     _, document = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    return document["$defs"]
+    schemas = document["$defs"]
+    chat = schemas["ChatCompletionRequest"]
+    schemas["ChatTokenizeRequest"] = {  # TGI's route, on which no model need be named
+        **chat,
+        "title": "ChatTokenizeRequest",
+        "required": [name for name in chat["required"] if name != "model"],
+    }
+    return schemas

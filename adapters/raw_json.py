@@ -8,11 +8,9 @@ import msgspec
 
 
 def with_model(body: bytes, default_model: Callable[[], str]) -> bytes:
-    """The body, with a model named. Only a body that never writes the word is read for this."""
-    if b'"model"' in body:
-        return body
+    """The body, with a model named."""
     fields = raw_fields(body)
-    if fields is None:
+    if fields is None or "model" in fields:
         return body  # whoever parses it says what is wrong
     return msgspec.json.encode({"model": default_model(), **fields})
 

@@ -225,7 +225,7 @@ OPERATIONS = (
     _native("/generate_stream", "TGI: answer a prompt, streamed.", None, stream=True),
     _native("/vertex", "TGI: prompts in Vertex AI's envelope.", "Predictions", body="VertexRequest"),
     _native("/invocations", "TGI: a native, chat or completion request, by its keys.", {}, body={"type": "object"}),
-    _native("/chat_tokenize", "TGI: tokens of a conversation.", "ChatTokenizeAnswer", body="ChatCompletionRequest"),
+    _native("/chat_tokenize", "TGI: tokens of a conversation.", "ChatTokenizeAnswer", body="ChatTokenizeRequest"),
     _Operation("get", "/info", "TGI: the model and the server's limits.", "Info"),
     _Operation("get", "/version", "The server's version.", _VERSION_SCHEMA),
     _Operation("get", "/metrics", "Prometheus metrics.", {"type": "string"}, media_type="text/plain"),
