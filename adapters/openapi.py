@@ -77,11 +77,18 @@ def openapi_schemas() -> dict[str, Any]:
         *((answer.__name__, "serialization", TypeAdapter(answer)) for answer in _ANSWERS),
     ]
     _, document = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    schemas = document["$defs"]
-    chat = schemas["ChatCompletionRequest"]
-    schemas["ChatTokenizeRequest"] = {  # TGI's route, on which no model need be named
-        **chat,
-        "title": "ChatTokenizeRequest",
-        "required": [name for name in chat["required"] if name != "model"],
-    }
+    return _with_optional_models(document["$defs"])
+
+
+def _with_optional_models(schemas: dict[str, Any]) -> dict[str, Any]:
+    """Adds what TGI's routes take: requests of OpenAI's that need not name a model."""
+    for name in ("ChatCompletionRequest", "CompletionRequest"):
+        required = [field for field in schemas[name]["required"] if field != "model"]
+        schemas[f"{name}WithoutModel"] = {**schemas[name], "title": f"{name}WithoutModel", "required": required}
+    kinds = [
+        {"$ref": f"#/components/schemas/{name}"} for name in ("NativeRequest", "ChatCompletionRequestWithoutModel")
+    ]
+    vertex = schemas["VertexRequest"]
+    instances = {**vertex["properties"]["instances"], "items": {"anyOf": kinds}}
+    schemas["VertexRequest"] = {**vertex, "properties": {**vertex["properties"], "instances": instances}}
     return schemas

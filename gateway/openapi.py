@@ -80,6 +80,7 @@ def _native(
     )
 
 
+_OPENAI_REQUESTS = ("ChatCompletionRequest", "CompletionRequest")
 _ONE_RESPONSE = {"type": "array", "minItems": 1, "maxItems": 1, "items": _ref("NativeResponse")}
 
 
@@ -224,8 +225,23 @@ OPERATIONS = (
     _native("/generate", "TGI: answer a prompt, whole.", "NativeResponse"),
     _native("/generate_stream", "TGI: answer a prompt, streamed.", None, stream=True),
     _native("/vertex", "TGI: prompts in Vertex AI's envelope.", "Predictions", body="VertexRequest"),
-    _native("/invocations", "TGI: a native, chat or completion request, by its keys.", {}, body={"type": "object"}),
-    _native("/chat_tokenize", "TGI: tokens of a conversation.", "ChatTokenizeAnswer", body="ChatTokenizeRequest"),
+    _Operation(
+        "post",
+        "/invocations",
+        "TGI: a native, chat or completion request, by its keys.",
+        {"anyOf": [_ONE_RESPONSE, _ref("ChatCompletion"), _ref("Completion")]},
+        {"anyOf": [_ref("NativeRequest"), *(_ref(f"{kind}WithoutModel") for kind in _OPENAI_REQUESTS)]},
+        chunks=("NativeStreamEvent", "NativeError", "ChatCompletionChunk", "CompletionChunk", "ErrorBody"),
+        ends_in_done=True,
+        refusals=NATIVE,
+        refusal="NativeRefusal",
+    ),
+    _native(
+        "/chat_tokenize",
+        "TGI: tokens of a conversation.",
+        "ChatTokenizeAnswer",
+        body="ChatCompletionRequestWithoutModel",
+    ),
     _Operation("get", "/info", "TGI: the model and the server's limits.", "Info"),
     _Operation("get", "/version", "The server's version.", _VERSION_SCHEMA),
     _Operation("get", "/metrics", "Prometheus metrics.", {"type": "string"}, media_type="text/plain"),

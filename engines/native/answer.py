@@ -66,7 +66,7 @@ class Answer:
         self._wake()
 
     def refuse(self, reason: str) -> None:
-        """The core cannot honour the request's grammar, which it says before the first token."""
+        """The core cannot honour the request's grammar, which it mostly says before the first token."""
         output = self._request.structured_output
         prompt = self._request.prompt
         has_tools = isinstance(prompt, ChatPrompt) and prompt.tools

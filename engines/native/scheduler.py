@@ -30,9 +30,9 @@ from engines.native.grammar.constraint import Choosing
 from engines.native.sequence import Sequence, SequenceKey
 from engines.native.types import (
     FINISH_COMPLETE,
-    FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_NONE,
+    FINISH_REFUSED,
     FINISH_STOP,
     Admission,
     BatchPlan,
@@ -360,7 +360,7 @@ def _finish_of(sequence: Sequence, token: int) -> tuple[int, str]:
     progress = "open" if sequence.constraint is None else sequence.constraint.advance(token)
     if progress == "failed":
         assert sequence.constraint is not None
-        return FINISH_ERROR, f"The answer could not be kept to its grammar: {sequence.constraint.error}"
+        return FINISH_REFUSED, f"no token of this model's keeps to what may come next: {sequence.constraint.error}"
     num_generated = len(sequence.token_ids) - sequence.num_prompt_tokens
     if token in sequence.stop_token_ids and num_generated > sequence.params.min_tokens:
         return FINISH_STOP, ""

@@ -105,6 +105,14 @@ def test_a_form_that_cannot_be_honoured_is_a_400_that_names_it(
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("first", ["", "8"], ids=["at once", "after a token"])
+def test_a_character_that_the_model_has_no_tokens_for_is_a_400_that_names_the_form(client: OpenAI, first: str):
+    extra = {"structured_outputs": {"regex": f"{first}\U00043316"}}  # SmolLM2's vocabulary lacks the byte f1
+    with pytest.raises(openai.BadRequestError, match="no token of this model's") as refused:
+        client.chat.completions.create(model="smollm2", messages=MESSAGES, extra_body=extra)
+    assert refused.value.param == "structured_outputs.regex"
+
+
 def test_a_stop_string_cuts_a_form(client: OpenAI):
     answer = client.chat.completions.create(
         model="smollm2",

@@ -21,7 +21,6 @@ from engines.native.grammar.constraint import Choosing, GrammarError, Limit, Mat
 from engines.native.scheduler import Scheduler, SchedulerLimits
 from engines.native.types import (
     FINISH_COMPLETE,
-    FINISH_ERROR,
     FINISH_LENGTH,
     FINISH_REFUSED,
     FINISH_STOP,
@@ -234,7 +233,7 @@ def test_a_constraint_that_fails_ends_its_sequence_with_its_reason():
         [choice.place for choice in choosing], np.full((len(choosing), 2), -1, dtype=np.int32)
     )
     harness.run()
-    assert harness.finish[1] == FINISH_ERROR
+    assert harness.finish[1] == FINISH_REFUSED
     assert "after []" in harness.errors[1]
     assert harness.pool.num_held == 0
 
