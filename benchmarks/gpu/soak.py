@@ -17,6 +17,7 @@ import json
 import random
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ import torch
 
 from config.engines import NativeSettings
 from engines.native.build import BuiltCore, build_core
+from engines.native.models import load_config
 from engines.native.types import FINISH_LENGTH, FINISH_STOP, AddSequence, TokenOutput, TokenParams
 
 CLIENT = b"soak"
@@ -33,6 +35,7 @@ NUM_PREFIXES, PREFIX_TOKENS = 6, 96
 ABORTED_SHARE = 0.1
 LONG_SHARE = 0.08  # of the outputs: those outgrow the blocks that admission keeps free for them
 BLOCK_SIZE = 16  # small, so that sequences grow into new blocks often
+KV_TOKENS = 16_384  # an eighth of what all running sequences could grow to
 
 
 @dataclass(slots=True)
@@ -274,6 +277,12 @@ def run_soak(built: BuiltCore, num_requests: int, seed: int, *, num_twins: int =
     return figures, soak.violations
 
 
+def kv_token_bytes(folder: Path) -> int:
+    """In 16 bits."""
+    config = load_config(folder)
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -288,7 +297,7 @@ def main() -> int:
         load_format="dummy",
         max_model_len=1024,
         max_num_seqs=128,
-        kv_cache_memory="2GiB",
+        kv_cache_memory=str(KV_TOKENS * kv_token_bytes(Path(args.model))),
         block_size=BLOCK_SIZE,
         batch_invariant=args.batch_invariant,
     )
