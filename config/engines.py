@@ -71,7 +71,10 @@ class NativeSettings(EngineSection):
         default="none", description="Keep an unquantized checkpoint's weights in fewer bits; see docs/quantization.md."
     )
     quantize_group_size: int | None = Field(
-        default=None, ge=32, examples=[64], description="int4, nf4, fp4: weights that share a scale. Default: 32."
+        default=None,
+        ge=32,
+        examples=[64],
+        description="int4, nf4, fp4: weights that share a scale. Default: 32, of nf4 and fp4 64.",
     )
     kv_cache_dtype: Literal["auto", "fp8"] = Field(
         default="auto", description="fp8: keys and values in e4m3, twice the tokens. auto: as wide as the arithmetic."

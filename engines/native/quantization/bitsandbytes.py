@@ -69,7 +69,7 @@ class BitsAndBytesQuantizer:
 
     weighs_columns = True
 
-    def __init__(self, name: Literal["nf4", "fp4"], group_size: int = 32) -> None:
+    def __init__(self, name: Literal["nf4", "fp4"], group_size: int = 64) -> None:
         assert group_size in GROUP_SIZES
         self.name = name
         self.group_size = group_size
