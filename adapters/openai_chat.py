@@ -41,6 +41,7 @@ CHUNK_SHAPE = ChunkShape(
     without_text=b'"delta":{}',
 )
 ROLE_DELTA = b'"delta":{"role":"assistant","content":""}'
+CALLER_DELTA = b'"delta":{"role":"assistant","content":null}'  # of an answer that must be calls: it has no content
 
 
 class ChatAdapter:
@@ -107,6 +108,7 @@ class ChatExchange:
         logprobs = self._render_logprobs if request.logprobs else None
         extras = ChunkExtras.of(request.stream_options, token_ids=bool(request.return_token_ids), logprobs=logprobs)
         self._chunks = ChunkStream(identity, CHUNK_SHAPE, extras)
+        self._role = CALLER_DELTA if generation.tool_choice.mode in ("required", "named") else ROLE_DELTA
         self._tells_reasoning = request.include_reasoning is not False
 
     def frame(self, request_index: int, event: GenerationEvent) -> bytes:  # noqa: ARG002
@@ -149,8 +151,8 @@ class ChatExchange:
             prompt_fields["prompt_token_ids"] = event.prompt.token_ids
         if self._request.return_prompt_text and event.prompt is not None:
             prompt_fields["prompt_text"] = event.prompt.text
-        first = self._chunks.chunk(0, ROLE_DELTA, chunk_fields=prompt_fields)
-        return first + b"".join(self._chunks.chunk(choice, ROLE_DELTA) for choice in choices[1:])
+        first = self._chunks.chunk(0, self._role, chunk_fields=prompt_fields)
+        return first + b"".join(self._chunks.chunk(choice, self._role) for choice in choices[1:])
 
     def _choice(self, choice: CollectedChoice) -> ChatChoice:
         answer: ChatChoice = {

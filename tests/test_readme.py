@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -53,13 +54,20 @@ def test_quick_start_is_two_commands():
 
 
 @pytest.mark.usefixtures("_served")
-def test_curl_snippet_is_answered():
+def test_curl_snippets_are_answered():
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
-    (snippet,) = (text for text in SHELL if "curl" in text)
-    answer = answered(["sh", "-c", snippet])
-    assert '"object":"chat.completion"' in answer
-    assert '"content":"' in answer
+    whole, streamed = (text for text in SHELL if "curl" in text)
+    answer = json.loads(answered(["sh", "-c", whole]))
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"]["content"]
+    assert "curl -N" in streamed
+    *events, end, last = answered(["sh", "-c", streamed]).split("\n\n")
+    assert (end, last) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert len(chunks) > 3
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert chunks[-1]["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 @pytest.mark.usefixtures("_served")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from typing import Any
 
 import anthropic.types
 import httpx
+import numpy as np
 import openai.types
 import pytest
 
@@ -104,6 +106,17 @@ def test_models_are_listed_in_each_sdks_type(live: Live):
         assert page.keys() == {"data", "has_more", "first_id", "last_id"}
         for model in page["data"]:
             sdk.read(anthropic.types.ModelInfo, model)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_embeddings_are_told_in_the_sdks_type(live: Live, encoding: str):
+    body = {"model": live.model, "input": ["One.", "Two, three."], "encoding_format": encoding}
+    answer = httpx.post(f"{live.url}/v1/embeddings", json=body, timeout=60).json()
+    if encoding == "base64":  # which the SDK decodes before it reads
+        for one in answer["data"]:
+            one["embedding"] = np.frombuffer(base64.b64decode(one["embedding"]), "<f4").tolist()
+    told = sdk.read(openai.types.CreateEmbeddingResponse, answer)
+    assert len(told.data) == 2
 
 
 def test_counted_tokens_are_told_in_the_sdks_type(live: Live):
