@@ -18,10 +18,11 @@ from torch.nn import functional
 from benchmarks.gpu.kernels import Built, Case
 from benchmarks.gpu.shapes import QWEN3_8B
 from benchmarks.gpu.timing import num_copies
-from engines.native.kernels import reference, triton_int4_linear, triton_quantize
+from engines.native.kernels import reference, triton_int4_weight, triton_quantize
 from engines.native.kernels.quantized import Product
 from engines.native.kernels.triton_gemv import GemvConfig
-from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
+from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
 from engines.native.kernels.triton_quantized import make_product
@@ -177,7 +178,7 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
         if m >= 64:
             yield (
                 "dequantize+cublas",
-                lambda x, w: functional.linear(x, triton_int4_linear.dequantize(int4(w), x.dtype)),
+                lambda x, w: functional.linear(x, triton_int4_weight.dequantize(int4(w), x.dtype)),
             )
         return
     if m == 1:

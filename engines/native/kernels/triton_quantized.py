@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.native.kernels import triton_int4_linear, triton_quantize
+from engines.native.kernels import triton_int4_weight, triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product
-from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
+from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
 from engines.native.quantization.bitsandbytes import TABLES, load_library
@@ -56,7 +57,7 @@ class Int4Product(Product):
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if x.shape[0] <= TILE_ROWS:
             return int4_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
-        out = functional.linear(x, triton_int4_linear.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
+        out = functional.linear(x, triton_int4_weight.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
 
 

@@ -118,8 +118,8 @@ def _bytes_tile(weight_rows, scale_rows, start, in_range, row_groups, EVEN_K: tl
     if GROUP > 0:
         groups = start // GROUP + tl.arange(0, GROUPS)
         scales = tl.load(scale_rows + groups[None, :], mask=(groups < row_groups)[None, :], other=0.0).to(tl.float32)
-        shape: tl.constexpr = (values.shape[0], GROUPS, values.shape[1] // GROUPS)
-        values = values.to(tl.float32) * tl.reshape(tl.broadcast_to(scales[:, :, None], shape), values.shape)
+        wide = tl.broadcast_to(scales[:, :, None], (values.shape[0], GROUPS, values.shape[1] // GROUPS))
+        values = values.to(tl.float32) * tl.reshape(wide, values.shape)
     return values.to(dtype)
 
 

@@ -7,9 +7,10 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from engines.native.kernels import reference, triton_int4_linear, triton_quantize
+from engines.native.kernels import reference, triton_int4_weight, triton_quantize
 from engines.native.kernels.triton_gemv import GemvConfig
-from engines.native.kernels.triton_int4_linear import Int4Weight, int4_linear
+from engines.native.kernels.triton_int4_linear import int4_linear
+from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_launch import arrival_counters
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
@@ -99,7 +100,7 @@ def test_product_of_few_tokens(
 def test_a_weight_is_dequantized_to_the_bit(kind: str, device: torch.device) -> None:
     weight = quantized(kind, ROWS, COLUMNS, device)
     if weight.format is INT4:
-        assert torch.equal(triton_int4_linear.dequantize(Int4Weight.of(weight), torch.float32), weight.dequantize())
+        assert torch.equal(triton_int4_weight.dequantize(Int4Weight.of(weight), torch.float32), weight.dequantize())
     else:
         assert torch.equal(triton_quantize.dequantize(weight, torch.float32), weight.dequantize())
 
