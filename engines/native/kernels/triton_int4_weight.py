@@ -120,9 +120,10 @@ def weight_tile(words, affine, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GRO
     codes = tl.reshape(codes, (BLOCK_N, BLOCK_K // 32, 4, 2, 2, 2))
     codes = tl.reshape(tl.permute(codes, (0, 1, 5, 4, 2, 3)), (BLOCK_N, BLOCK_K))
     scales, offsets = tl.split(tl.reshape(affine, (BLOCK_N, GROUPS, 2)))
-    wide = (BLOCK_N, GROUPS, BLOCK_K // GROUPS)
-    scales = tl.reshape(tl.broadcast_to(scales[:, :, None], wide), (BLOCK_N, BLOCK_K))
-    offsets = tl.reshape(tl.broadcast_to(offsets[:, :, None], wide), (BLOCK_N, BLOCK_K))
+    scales = tl.broadcast_to(scales[:, :, None], (BLOCK_N, GROUPS, BLOCK_K // GROUPS))
+    scales = tl.reshape(scales, (BLOCK_N, BLOCK_K))
+    offsets = tl.broadcast_to(offsets[:, :, None], (BLOCK_N, GROUPS, BLOCK_K // GROUPS))
+    offsets = tl.reshape(offsets, (BLOCK_N, BLOCK_K))
     if ASM:
         return _scaled(codes, scales.to(tl.bfloat16), offsets.to(tl.bfloat16))
     else:
