@@ -1,8 +1,10 @@
-"""No step after the warm-up makes Triton compile: the serving process would stand still for as long."""
+"""Kernels compile for a GPU, and all of them during the warm-up: a serving process would stand still for as long."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 
 def test_no_batch_needs_a_kernel_that_the_warm_up_did_not() -> None:
@@ -13,3 +15,17 @@ def test_no_batch_needs_a_kernel_that_the_warm_up_did_not() -> None:
     num_at_start, *later = result.stdout.splitlines()
     assert int(num_at_start) > 0
     assert [line for line in later if line] == []
+
+
+def test_quantized_products_compile_for_a_gpu_and_fit_it(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, "-m", "tests.engines.native.kernels.gpuless_compile"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    kernels = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(kernels) == 10
+    for kernel in kernels:
+        assert kernel["shared"] <= 227 * 1024, kernel
+        # Codes, scales and x are copied ahead of the step that needs them.
+        assert kernel["async_copies"] >= 6 or "dequantize" in kernel["name"], kernel

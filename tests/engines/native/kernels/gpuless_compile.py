@@ -1,0 +1,107 @@
+"""Compiles the quantized products' kernels for an H100, where there is none, with the tiles that they choose.
+
+    python -m tests.engines.native.kernels.gpuless_compile
+
+Triton's interpreter takes programs that its compiler refuses, and knows no limits. Prints a JSON line a kernel: its
+shared memory and how many values spill from registers. In a process of its own, since compiler and interpreter do not
+share one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engines.native.kernels import triton_int4_linear, triton_int4_weight, triton_quantized_linear
+from engines.native.kernels.triton_kernel import Kernel
+
+N, K = 4096, 12288
+TYPES = {
+    "x_ptr": "*bf16",
+    "affine_ptr": "*fp16",
+    "bias_ptr": "*bf16",
+    "out_ptr": "*bf16",
+    "partial_ptr": "*fp32",
+    "arrived": "*i32",
+}
+VARYING = ("M",)
+
+
+def compiled(kernel: Kernel, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
+    """Numbers that are not varying are multiples of 16, as those of models are."""
+    function = kernel._jitted
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], list[list[object]]] = {}
+    for i, parameter in enumerate(function.params):
+        if parameter.name in constants:
+            signature[parameter.name] = "constexpr"
+            continue
+        signature[parameter.name] = types.get(parameter.name, TYPES.get(parameter.name, "i32"))
+        if parameter.name not in VARYING:
+            attributes[i,] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={**options, "launch_pdl": True})
+
+
+def kernels() -> Iterator[tuple[str, Any]]:
+    """A name, and what compiles it."""
+    for tokens, n, k, group in (
+        (1, N, K, 32),
+        (32, 24576, N, 64),
+        (64, N, K, 128),
+        (64, N, N, 64),
+        (256, 24576, N, 32),
+    ):
+        config = triton_int4_linear.choose_config(tokens, n, k, group)
+        constants = {
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group,
+            "GROUPS": max(config.block_k // group, 1), "SPLIT_K": config.split_k, "EVEN": True,
+            "NUM_STAGES": config.num_stages, "HAS_BIAS": False, "ASM": True, "PREFETCH_WORDS": 0, "PDL": True,
+        }  # fmt: skip
+        yield (
+            f"int4 {tokens} {n} {k} {group}",
+            lambda constants=constants, config=config: compiled(
+                triton_int4_linear._int4_linear_kernel, {"weight_ptr": "*i32"}, constants,
+                num_warps=config.num_warps, num_stages=config.num_stages,
+            ),
+        )  # fmt: skip
+    constants = {"BLOCK_N": 16, "BLOCK_K": 256, "GROUP": 64, "GROUPS": 4, "ASM": True, "PDL": True}
+    yield (
+        "int4 dequantize",
+        lambda: compiled(triton_int4_weight._dequantize_kernel, {"weight_ptr": "*i32"}, constants, num_warps=4),
+    )
+    for tokens, group, gated, codes in (
+        (64, 0, True, "*fp8e4nv"), (256, 128, False, "*fp8e4nv"), (64, 128, True, "*fp8e4nv"), (256, 32, False, "*i8"),
+    ):  # fmt: skip
+        config = triton_quantized_linear.choose_config(tokens, N, K, group, gated)
+        byte_constants = {
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group,
+            "GROUPS": max(config.block_k // group, 1) if group else 1, "SPLIT_K": config.split_k, "EVEN_K": True,
+            "NUM_STAGES": config.num_stages, "GATED": gated, "HAS_BIAS": False, "ASM": True, "PREFETCH_K": 0,
+            "PDL": True,
+        }  # fmt: skip
+        yield (
+            f"bytes {tokens} {group} {gated} {codes}",
+            lambda constants=byte_constants, config=config, codes=codes: compiled(
+                triton_quantized_linear._byte_linear_kernel, {"weight_ptr": codes, "scale_ptr": "*fp32"}, constants,
+                num_warps=config.num_warps, num_stages=config.num_stages,
+            ),
+        )  # fmt: skip
+
+
+def main() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for name, result in [(name, pool.submit(compile_one)) for name, compile_one in kernels()]:
+            kernel = result.result()
+            copies = kernel.asm["ttgir"].count("ttg.async_copy_global_to_local")
+            print(json.dumps({"name": name, "shared": kernel.metadata.shared, "async_copies": copies}))
+
+
+if __name__ == "__main__":
+    main()
