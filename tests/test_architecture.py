@@ -121,7 +121,7 @@ def test_command_line_can_be_imported_without_the_model_packages():
 
 
 def test_the_deciding_half_of_the_native_engine_needs_no_torch():
-    names = ("core", "scheduler", "block_pool", "sequence", "types")
+    names = ("core", "scheduler", "prefix_cache", "block_pool", "sequence", "token_output", "types")
     process = run(
         "import sys; sys.modules['torch'] = sys.modules['numba'] = sys.modules['transformers'] = None\n"
         + "\n".join(f"import engines.native.{name}" for name in names)

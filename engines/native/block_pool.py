@@ -7,28 +7,15 @@ A block is in exactly one state:
     cached      reference count 0, in the free list, contents still findable by hash until the block is handed out again
 
 The free list is ordered by release: the head is the least recently used and is handed out first. Block contents are
-found by a chain of hashes, each over the parent's hash and the block's token ids, so that equal hashes mean equal
-prefixes. Knows nothing of sequences, tensors or devices.
+found by the hash that `prefix_cache` makes of them. Knows nothing of sequences, tensors or devices.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable
 
 BlockHash = bytes
-
-
-def hash_block(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """Chain one full block onto its parent's hash; the first block's parent is the salt's hash, see `root_hash`."""
-    return blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
-
-
-def root_hash(salt: str) -> BlockHash:
-    """Where a chain begins: prefixes are only shared between requests of one salt."""
-    return blake2b(salt.encode(), digest_size=16).digest()
 
 
 class BlockPool:

@@ -25,15 +25,12 @@ from bisect import insort_right
 from collections import deque
 from dataclasses import dataclass
 
-from engines.native.block_pool import BlockPool, hash_block, root_hash
+from engines.native.block_pool import BlockPool
 from engines.native.grammar.constraint import Choosing
+from engines.native.prefix_cache import PrefixCache
 from engines.native.sequence import Sequence, SequenceKey
+from engines.native.token_output import finish_of, token_output, vector_output
 from engines.native.types import (
-    FINISH_COMPLETE,
-    FINISH_LENGTH,
-    FINISH_NONE,
-    FINISH_REFUSED,
-    FINISH_STOP,
     Admission,
     BatchPlan,
     LogprobRow,
@@ -60,6 +57,7 @@ class Scheduler:
     def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
         self.prefill_limit = limits.max_prefill_tokens  # prefill tokens of a step that also decodes
         self._pool = pool
+        self._prefixes = PrefixCache(pool)
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of priority, then of admission: the last is the first to yield
@@ -190,7 +188,7 @@ class Scheduler:
         """Waiting sequences, in their order, while budget, rows and blocks for all their tokens last."""
         while self._waiting and self._free_rows and budget > 0:
             sequence = self._waiting[0]
-            hits = self._find_prefix(sequence)
+            hits = self._prefixes.find(sequence)
             num_new_blocks = -(-len(sequence.token_ids) // self._pool.block_size) - len(hits)
             num_free = self._pool.num_free - sum(self._pool.is_free(block) for block in hits)
             headroom = len(self._running)  # each running sequence can grow by a block before anyone is preempted
@@ -241,7 +239,7 @@ class Scheduler:
         plan.awaits_masks |= samples and sequence.constraint is not None
         sequences.append(sequence)
         if num_tokens > 1:
-            self._remember(sequence)  # at once, so that a twin in this very step shares these blocks
+            self._prefixes.remember(sequence)  # at once, so that a twin in this very step shares these blocks
         sequence.num_pending += samples
 
     def _grow(self, sequence: Sequence, plan: BatchPlan) -> bool:
@@ -272,35 +270,18 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token: int, logprobs: LogprobRow | None) -> TokenOutput:
         sequence.token_ids.append(token)
-        self._remember(sequence)
-        finish, error = _finish_of(sequence, token)
+        self._prefixes.remember(sequence)
+        finish, error = finish_of(sequence, token)
         if finish:
             self._end(sequence)
-        only_prompt = sequence.params.max_tokens == 0
-        self._generated_tokens += not only_prompt
-        first = not sequence.reported
+        self._generated_tokens += sequence.params.max_tokens != 0
+        output = token_output(sequence, token, logprobs, finish, error)
         sequence.reported = True
-        return TokenOutput(
-            seq_id=sequence.key[1],
-            token_ids=() if only_prompt else (token,),
-            finish=FINISH_LENGTH if only_prompt else finish,
-            logprobs=(logprobs,) if logprobs is not None and not only_prompt else (),
-            cached_tokens=sequence.num_cached_tokens if first else -1,
-            queued_s=sequence.queued_s if first else 0.0,
-            prompt_logprobs=(None, *sequence.prompt_logprobs) if first and sequence.params.prompt_logprobs >= 0 else (),
-            error=error,
-        )
+        return output
 
     def _embedded(self, sequence: Sequence, vector: bytes) -> TokenOutput:
         self._end(sequence)
-        return TokenOutput(
-            seq_id=sequence.key[1],
-            token_ids=(),
-            finish=FINISH_STOP,
-            cached_tokens=sequence.num_cached_tokens,
-            queued_s=sequence.queued_s,
-            embedding=vector,
-        )
+        return vector_output(sequence, vector)
 
     def _end(self, sequence: Sequence) -> None:
         sequence.finished = True
@@ -318,52 +299,6 @@ class Scheduler:
         self._pool.release(reversed(sequence.block_table))
         sequence.block_table = []
 
-    # --- the prefix cache ---------------------------------------------------------------------------------------------
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """The longest chain of known blocks that leaves at least one token to compute."""
-        if not self._pool.caching or sequence.needs_every_token:
-            return []
-        self._hash_blocks(sequence, len(sequence.token_ids) // self._pool.block_size)
-        hits: list[int] = []
-        for block_hash in sequence.block_hashes[: (len(sequence.token_ids) - 1) // self._pool.block_size]:
-            block = self._pool.find(block_hash)
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _remember(self, sequence: Sequence) -> None:
-        """Make a sequence's full blocks findable as far as they are computed and their tokens known on the host."""
-        full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self._pool.block_size
-        if sequence.num_remembered_blocks >= full or not self._pool.caching or sequence.row < 0:
-            return
-        self._hash_blocks(sequence, full)
-        for position in range(sequence.num_remembered_blocks, full):
-            self._pool.remember(sequence.block_table[position], sequence.block_hashes[position])
-        sequence.num_remembered_blocks = full
-
-    def _hash_blocks(self, sequence: Sequence, num_blocks: int) -> None:
-        size = self._pool.block_size
-        hashes = sequence.block_hashes
-        for position in range(len(hashes), num_blocks):
-            parent = hashes[-1] if hashes else root_hash(sequence.salt)
-            hashes.append(hash_block(parent, sequence.token_ids[position * size : (position + 1) * size]))
-
 
 def _priority(sequence: Sequence) -> int:
     return sequence.priority
-
-
-def _finish_of(sequence: Sequence, token: int) -> tuple[int, str]:
-    """Whether the token just appended ends its sequence, and what went wrong if that ends it."""
-    progress = "open" if sequence.constraint is None else sequence.constraint.advance(token)
-    if progress == "failed":
-        assert sequence.constraint is not None
-        return FINISH_REFUSED, f"no token of this model's keeps to what may come next: {sequence.constraint.error}"
-    num_generated = len(sequence.token_ids) - sequence.num_prompt_tokens
-    if token in sequence.stop_token_ids and num_generated > sequence.params.min_tokens:
-        return FINISH_STOP, ""
-    if progress == "complete":
-        return FINISH_COMPLETE, ""
-    return (FINISH_LENGTH if len(sequence.token_ids) >= sequence.max_length else FINISH_NONE), ""

@@ -1,4 +1,4 @@
-"""One sequence's whole state on the host: the scheduler's own noun, and nobody else changes it.
+"""One sequence's whole state on the host: the scheduler's own noun, and nobody else changes it but its prefix cache.
 
 Token counts, all from the start of the sequence:
 
