@@ -20,7 +20,8 @@ from engines.api import (
     TextPrompt,
     TokensPrompt,
 )
-from engines.echo import EchoEngine, split_tokens, token_id, token_text
+from engines.echo import EchoEngine
+from engines.echo.tokens import split_tokens, token_id, token_text
 from engines.errors import InvalidRequest, PromptTooLong, UnsupportedByEngine
 
 WORDS = "Hello, brave new world"  # Hell|o,| bra|ve| new| wor|ld
