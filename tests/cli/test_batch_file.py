@@ -37,7 +37,7 @@ def test_body_is_sent_as_it_stands(tmp_path: Path):
         (json.dumps({k: v for k, v in GOOD.items() if k != "body"}), "line 1: body: Field required"),
         (
             json.dumps(GOOD | {"url": "/v1/nope"}),
-            "line 1: url: Input should be '/v1/chat/completions', '/v1/completions' or",
+            "line 1: url: Input should be '/v1/chat/completions', '/v1/completions', '/v1/responses' or",
         ),
         (json.dumps(GOOD | {"extra": 1}), "line 1: extra: Extra inputs are not permitted"),
         (json.dumps(GOOD | {"body": {"stream": True}}), "line 1: body.stream: a batch's answers come whole"),

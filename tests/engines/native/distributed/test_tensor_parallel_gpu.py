@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tests.engines.native.distributed.test_tensor_parallel import PARAMS, SIZES, engine, generate, tokens
 
@@ -16,6 +15,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("qwen3")
     sizes = {**SIZES, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
