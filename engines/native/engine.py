@@ -7,13 +7,9 @@ and the stop matcher on the way out, and the core's socket between them. Never i
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
-from typing import TypeVar
 
 from config.engines import NativeSettings
 from engines.api import (
@@ -37,22 +33,20 @@ from engines.api import (
 from engines.errors import EngineUnavailable, InvalidRequest, UnsupportedByEngine
 from engines.native.answer import Answer, ChoiceSink
 from engines.native.core_client import CoreClient
-from engines.native.dialect import Dialect
 from engines.native.embedding import Embedder
 from engines.native.embedding_config import EmbeddingConfig, load_embedding_config, task_of
 from engines.native.generation_config import GenerationConfig, load_generation_config
 from engines.native.launch import CoreProcess, OnProgress
+from engines.native.prompt_encoder import PromptEncoder
 from engines.native.request_params import check_prompt, check_token_ids, token_params, truncated
-from engines.native.tokenizer import Tokenizer, valid_text
+from engines.native.tokenizer import Tokenizer
 from engines.native.types import AddSequence, Ready
 from engines.native.watermark.resolve import detector, requested, scheme_of
 from engines.native.weights import no_progress
 from engines.native.weights.resolve import resolve_model
 
-_INLINE_CHARS = 4096  # shorter prompts are tokenized on the event loop: a thread's hand-over costs more
 _TOKENIZER_THREADS = 4
 _RESTART_DELAYS_S = (0.5, 1, 2, 5, 10, 30)
-_Result = TypeVar("_Result")
 
 
 class NativeEngine:
@@ -70,8 +64,7 @@ class NativeEngine:
         self._created = int(time.time())
         self._model = section.model
         self._tokenizer: Tokenizer
-        self._dialect: Dialect
-        self._dialect_under: Callable[[str], Dialect]
+        self._prompts: PromptEncoder
         self._embedder: Embedder
         self._defaults: GenerationConfig
 
@@ -93,13 +86,8 @@ class NativeEngine:
 
     def _load_text_half(self) -> None:
         files = resolve_model(self._section, self._on_progress or no_progress)
-        path = self._section.tokenizer or files.path
-        try:
-            self._tokenizer = Tokenizer.load(path, chat_template=_chat_template(self._section.chat_template))
-        except (ValueError, OSError) as error:
-            raise EngineUnavailable(f"tokenizer: '{path}' cannot be loaded: {error}", field="tokenizer") from error
-        self._dialect = Dialect(self._tokenizer, self._section.tool_parser, self._section.reasoning_parser)
-        self._dialect_under = lru_cache(16)(self._dialect.under)  # by template
+        self._prompts = PromptEncoder(self._section, files.path, self._threads)
+        self._tokenizer = self._prompts.tokenizer
         embeds = task_of(self._section, files.path) == "embed"
         embedding = load_embedding_config(files.path) if embeds else EmbeddingConfig()
         self._embedder = Embedder(embedding, self._tokenizer, self._client, self._section.max_prompt_tokens)
@@ -172,7 +160,7 @@ class NativeEngine:
         ready = self._require_ready()
         if not ready.generates:
             raise UnsupportedByEngine("This model embeds texts and generates none: use /v1/embeddings.", field="model")
-        token_ids, text = await self._encode(request.prompt)
+        token_ids, text = await self._prompts.encode(request.prompt)
         token_ids = truncated(token_ids, request, ready)
         field = "messages" if isinstance(request.prompt, ChatPrompt) else "prompt"
         self._check_priority(request)
@@ -185,7 +173,7 @@ class NativeEngine:
             defaults=self._defaults,
             watermark=requested(request.sampling.watermark, self._section),
         )
-        plan = self._dialect_for(request.prompt).plan(request, text)
+        plan = self._prompts.dialect_for(request.prompt).plan(request, text)
         answer = Answer(request, token_ids, self._tokenizer, plan)
         seq_ids = [self._client.new_seq_id() for _ in params]
         try:
@@ -211,22 +199,15 @@ class NativeEngine:
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         ready = self._require_ready()
         pooling = self._embedder.pooling(request, ready)
-        texts = (one.text for one in request.inputs if isinstance(one, TextPrompt))
-        if sum(map(len, texts)) <= _INLINE_CHARS:
-            inputs = self._embedder.encode(request, ready)
-        else:
-            in_thread = asyncio.get_running_loop().run_in_executor
-            inputs = await in_thread(self._threads, self._embedder.encode, request, ready)
+        num_chars = sum(len(one.text) for one in request.inputs if isinstance(one, TextPrompt))
+        inputs = await self._prompts.off_loop(num_chars, self._embedder.encode, request, ready)
         return await self._embedder.run(inputs, pooling, request.cache_salt)
 
     async def tokenize(self, model: str, prompt: Prompt, *, with_texts: bool = False) -> Tokenized:  # noqa: ARG002
         ready = self._require_ready()
         if not with_texts:
-            return Tokenized(tuple((await self._encode(prompt))[0]), ready.max_model_len)
-        if isinstance(prompt, TokensPrompt):
-            text, ids, offsets = "", list(prompt.token_ids), list[tuple[int, int]]()
-        else:
-            text, ids, offsets = await self._in_thread_if_long(prompt, self._encode_with_offsets_now)
+            return Tokenized(tuple((await self._prompts.encode(prompt))[0]), ready.max_model_len)
+        text, ids, offsets = await self._prompts.encode_with_offsets(prompt)
         texts = tuple(self._tokenizer.token_text(token_id) for token_id in ids)
         return Tokenized(tuple(ids), ready.max_model_len, texts, text, tuple(offsets))
 
@@ -244,7 +225,7 @@ class NativeEngine:
     ) -> WatermarkReport:
         ready = self._require_ready()
         test = detector(watermark, self._section, ready.vocab_size)
-        token_ids, _ = await self._encode(content)
+        token_ids, _ = await self._prompts.encode(content)
         field = "text" if isinstance(content, TextPrompt) else "tokens"
         if len(token_ids) > test.max_tokens:
             raise InvalidRequest(
@@ -279,59 +260,3 @@ class NativeEngine:
         if ready is None:
             raise EngineUnavailable(self._client.failure or "The engine is starting; try again shortly.")
         return ready
-
-    async def _encode(self, prompt: Prompt) -> tuple[list[int], str]:
-        """A prompt's token ids and its text; long ones are worked on in a thread, off the event loop."""
-        if isinstance(prompt, TokensPrompt):
-            return list(prompt.token_ids), ""
-        return await self._in_thread_if_long(prompt, self._encode_now)
-
-    async def _in_thread_if_long(
-        self, prompt: TextPrompt | ChatPrompt, work: Callable[[TextPrompt | ChatPrompt], _Result]
-    ) -> _Result:
-        if _size(prompt) <= _INLINE_CHARS:
-            return work(prompt)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, prompt)
-
-    def _encode_now(self, prompt: TextPrompt | ChatPrompt) -> tuple[list[int], str]:
-        text = self._text_of(prompt)
-        return self._tokenizer.encode(text, add_special_tokens=prompt.add_special_tokens), text
-
-    def _encode_with_offsets_now(self, prompt: TextPrompt | ChatPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
-        text = valid_text(self._text_of(prompt))
-        return text, *self._tokenizer.encode_with_offsets(text, add_special_tokens=prompt.add_special_tokens)
-
-    def _dialect_for(self, prompt: Prompt) -> Dialect:
-        if not isinstance(prompt, ChatPrompt) or prompt.template is None:
-            return self._dialect
-        if not self._section.trust_request_chat_template:
-            raise InvalidRequest(
-                "chat_template: templates are the server's; --trust-request-chat-template would take a request's.",
-                field="chat_template",
-            )
-        return self._dialect_under(prompt.template)
-
-    def _text_of(self, prompt: TextPrompt | ChatPrompt) -> str:
-        return prompt.text if isinstance(prompt, TextPrompt) else self._dialect_for(prompt).render(prompt)
-
-
-def _size(prompt: TextPrompt | ChatPrompt) -> int:
-    """Characters, roughly: enough to tell a short prompt from a long one."""
-    if isinstance(prompt, TextPrompt):
-        return len(prompt.text)
-    if prompt.template is not None:
-        return _INLINE_CHARS + 1  # what it does may take long
-    return sum(len(str(message.get("content"))) for message in prompt.messages) + len(str(prompt.tools or ""))
-
-
-def _chat_template(path: Path | None) -> str | None:
-    """A template's source. Raises OSError or ValueError for a file that holds none."""
-    if path is None:
-        return None
-    source = path.expanduser().read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return source
-    template = json.loads(source).get("chat_template")
-    if not isinstance(template, str):
-        raise ValueError(f"{path} holds no chat_template")
-    return template
