@@ -25,6 +25,7 @@ import torch
 
 from config.engines import NativeSettings
 from engines.native.build import BuiltCore, build_core
+from engines.native.kv_cache import KVCacheShape
 from engines.native.models import load_config
 from engines.native.types import FINISH_LENGTH, FINISH_STOP, AddSequence, TokenOutput, TokenParams
 
@@ -277,10 +278,14 @@ def run_soak(built: BuiltCore, num_requests: int, seed: int, *, num_twins: int =
     return figures, soak.violations
 
 
-def kv_token_bytes(folder: Path) -> int:
-    """In 16 bits."""
+def kv_bytes(folder: Path) -> int:
+    """What KV_TOKENS take in bfloat16."""
     config = load_config(folder)
-    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+    shape = KVCacheShape(
+        num_layers=config.num_layers, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+        block_size=KV_TOKENS, dtype=torch.bfloat16,
+    )  # fmt: skip
+    return shape.block_bytes
 
 
 def main() -> int:
@@ -297,7 +302,7 @@ def main() -> int:
         load_format="dummy",
         max_model_len=1024,
         max_num_seqs=128,
-        kv_cache_memory=str(KV_TOKENS * kv_token_bytes(Path(args.model))),
+        kv_cache_memory=str(kv_bytes(Path(args.model))),
         block_size=BLOCK_SIZE,
         batch_invariant=args.batch_invariant,
     )

@@ -26,7 +26,7 @@ from engines.native.sampling.logprobs import Logprobs
 from engines.native.sampling.prompt_logprobs import prompt_logprobs
 from engines.native.sampling.sampler import Sampler
 from engines.native.sampling.state import Feature, on_device
-from engines.native.staging import Staging
+from engines.native.staging import HostCopy, Staging
 from engines.native.types import BatchPlan, LogprobRow, SampledTokens, TokenParams
 
 _SCORED_AT_ONCE = 256  # prompt tokens whose logits are held at a time
@@ -35,25 +35,14 @@ _IN_GRAPH = Feature.RANDOM | _FILTERS
 
 
 class HostTokens:
-    """Sampled token ids on their way to the host; waiting for them waits for nothing launched later.
-
-    kept: which of them are wanted, where not all are.
-    """
+    """Sampled token ids on their way to the host. kept: which of them are wanted, where not all are."""
 
     def __init__(self, token_ids: Tensor, kept: list[int] | None = None) -> None:
         self._kept = kept
-        if token_ids.is_cuda:
-            self._host = torch.empty(token_ids.shape, dtype=token_ids.dtype, pin_memory=True)
-            self._host.copy_(token_ids, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        else:
-            self._host, self._copied = token_ids.clone(), None  # a graph may write there again
+        self._copy = HostCopy(token_ids)
 
     def to_list(self) -> list[int]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        token_ids = self._host.tolist()
+        token_ids = self._copy.wait().tolist()
         return token_ids if self._kept is None else [token_ids[i] for i in self._kept]
 
 

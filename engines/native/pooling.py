@@ -12,32 +12,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engines.native.staging import HostCopy
 from engines.native.types import CLS_TOKEN, LAST_TOKEN, MAX_TOKENS, MEAN_TOKENS, Admission, BatchPlan, Pooling
 
 
 class HostVectors:
-    """Vectors on their way to the host; waiting for them waits for nothing launched later.
+    """Vectors on their way to the host.
 
     vectors: [n, size] float32, as pooled. What `poolings` ask to be done with each is done here.
     """
 
     def __init__(self, vectors: Tensor, poolings: Sequence[Pooling]) -> None:
         self._widths = [pooling.dimensions or vectors.shape[1] for pooling in poolings]
-        finished = _finish(vectors, poolings, self._widths)
-        self._copied: torch.cuda.Event | None = None
-        if finished.is_cuda:
-            self._host = torch.empty(finished.shape, dtype=finished.dtype, pin_memory=True)
-            self._host.copy_(finished, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
-        else:
-            self._host = finished
+        self._copy = HostCopy(_finish(vectors, poolings, self._widths))
 
     def to_bytes(self) -> list[bytes]:
         """Each as little-endian float32."""
-        if self._copied is not None:
-            self._copied.synchronize()
-        rows = self._host.numpy().astype("<f4", copy=False)
+        rows = self._copy.wait().numpy().astype("<f4", copy=False)
         return [row[:width].tobytes() for row, width in zip(rows, self._widths, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Page-locked memory through which large arrays reach the device, kept from step to step. Knows no meaning of them."""
+"""Page-locked memory between host and device, so that neither waits for the other. Knows no meaning of its contents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,27 @@ from torch import Tensor
 _SMALLEST_BYTES = 1 << 20
 
 
+class HostCopy:
+    """A tensor on its way to the host; waiting for it waits for nothing launched later."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+        else:
+            self._host, self._copied = tensor.clone(), None  # a graph may write there again
+
+    def wait(self) -> Tensor:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host
+
+
 class Staging:
-    """Locking a megabyte of pages anew in every step takes the host longer than the device takes to use it."""
+    """Large arrays to the device through memory that is kept from step to step: locking a megabyte of pages anew
+    in every step takes the host longer than the device takes to use it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -35,6 +35,17 @@ def complete(**fields: Any) -> CompletionExchange:
     return CompletionsAdapter(system_fingerprint="fp").parse(json.dumps(body).encode(), {}, "r1")
 
 
+def named_frames(data: bytes) -> list[dict[str, Any]]:
+    """Events that say their name before their JSON, which says it as well."""
+    events: list[dict[str, Any]] = []
+    for frame in data.decode().split("\n\n")[:-1]:
+        name, payload = frame.split("\n")
+        event = json.loads(payload.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        events.append(event)
+    return events
+
+
 def frames(data: bytes) -> list[Any]:
     """The events of some bytes: parsed JSON, or the string "[DONE]"."""
     assert data == b"" or data.endswith(b"\n\n")

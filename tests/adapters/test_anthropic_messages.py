@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
-from anthropic import BaseModel
 from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from anthropic.types.shared.error_response import ErrorResponse
 
@@ -38,26 +36,13 @@ from engines.errors import (
     Overloaded,
     PromptTooLong,
 )
+from tests.adapters.driving import named_frames
+from tests.adapters.sdk import read
 
 EVENTS = {get_args(e.model_fields["type"].annotation)[0]: e for e in get_args(get_args(RawMessageStreamEvent)[0])}
 TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}, "cache_control": {"type": "x"}}
 ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
 USER = {"role": "user", "content": "Hi"}
-
-
-def read(model: type[BaseModel], payload: dict[str, Any]) -> None:
-    """Strictly, as the SDK's type, with no field that it does not know."""
-    assert list(unknown(model.model_validate(payload, strict=True))) == []
-
-
-def unknown(value: Any) -> Iterator[str]:
-    if isinstance(value, BaseModel):
-        yield from value.model_extra or {}
-        for name in type(value).model_fields:
-            yield from unknown(getattr(value, name))
-    elif isinstance(value, list):
-        for item in value:
-            yield from unknown(item)
 
 
 def ask(**fields: Any) -> MessagesExchange:
@@ -91,16 +76,12 @@ def whole(*deltas: TextDelta, **fields: Any) -> dict[str, Any]:
 
 
 def frames(data: bytes) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    for frame in data.decode().split("\n\n")[:-1]:
-        name, payload = frame.split("\n")
-        event = json.loads(payload.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
+    events = named_frames(data)
+    for event in events:
         if event["type"] == "error":
             read(ErrorResponse, event)
         elif event["type"] != "ping":
             read(EVENTS[event["type"]], event)
-        events.append(event)
     return events
 
 

@@ -30,7 +30,7 @@ from engines.api import (
 )
 from engines.errors import GenerationFailed, InvalidRequest, PromptTooLong
 from gateway.response_store import MemoryStore
-from tests.adapters.driving import logprob
+from tests.adapters.driving import logprob, named_frames
 from tests.adapters.sdk import read
 
 EVENTS = {
@@ -74,13 +74,9 @@ def whole(exchange: ResponsesExchange, *deltas: TextDelta) -> dict[str, Any]:
 
 
 def frames(data: bytes) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    for frame in data.decode().split("\n\n")[:-1]:
-        name, payload = frame.split("\n")
-        event = json.loads(payload.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
+    events = named_frames(data)
+    for event in events:
         read(EVENTS[event["type"]], event)
-        events.append(event)
     return events
 
 

@@ -29,6 +29,7 @@ from engines.native.kernels.triton_launch import (
     arrival_counters,
     can_launch_early,
     div_ceil,
+    fit_groups,
     prefetch_weights,
     release_successor,
     wait_for_predecessor,
@@ -171,7 +172,5 @@ def choose_config(num_tokens: int, n: int, k: int, group_size: int) -> LinearCon
         config = LinearConfig(128, 128, 128, num_warps=8, num_stages=3)
     else:
         config = LinearConfig(128, 64, 128, num_stages=3)
-    block_k = config.block_k
-    while block_k % group_size and group_size % block_k:
-        block_k //= 2
+    block_k = fit_groups(config.block_k, group_size)
     return replace(config, block_k=block_k, pdl=n * k <= 2**25, prefetch_bytes=0)

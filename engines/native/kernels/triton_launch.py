@@ -33,6 +33,13 @@ def next_power_of_2(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def fit_groups(block_k: int, group_size: int) -> int:
+    """The largest part of block_k, a power of 2, that holds whole groups or lies within one. Groups come in 32s."""
+    while block_k % group_size and group_size % block_k:
+        block_k //= 2
+    return block_k
+
+
 @triton.jit
 def wait_for_predecessor(PDL: tl.constexpr):
     if PDL:

@@ -30,6 +30,7 @@ from engines.native.kernels.triton_launch import (
     arrival_counters,
     can_launch_early,
     div_ceil,
+    fit_groups,
     prefetch_weights,
     release_successor,
     wait_for_predecessor,
@@ -258,7 +259,5 @@ def choose_config(num_tokens: int, n: int, k: int, group: int, gated: bool) -> L
     """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns, in groups unless 0."""
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
     split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
-    block_k = 128
-    while group and block_k % group and group % block_k:
-        block_k //= 2
+    block_k = fit_groups(128, group) if group else 128
     return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=4 if gated else 5, pdl=n * k <= 2**25)
