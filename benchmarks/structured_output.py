@@ -2,14 +2,16 @@
 
     python -m benchmarks.structured_output valid [MODEL] [--schemas 1000] [--suite DIR]
     python -m benchmarks.structured_output cost MODEL_DIR [--dummy] [--concurrency 64] [--output-tokens 256]
+        [--mask-threads 1 4 8]
 
 `valid` asks the model for one answer under each random schema (random_schemas.py), many at once, and validates each
 with jsonschema. With --suite it takes the schemas of a JSON Schema test suite's folder (its tests/draft2020-12) and
 also holds every instance against the grammar alone: one that is invalid must not be accepted.
 
 `cost` generates a fixed number of tokens for a batch of requests, of which none, one, half or all are bound to a schema
-that never ends, and compares the throughput. --dummy: random weights and a made-up vocabulary of the model's size, for
-a machine that has config.json alone. The last line is JSON.
+that never ends, and compares the throughput; --mask-threads: with so many threads for masks, in turn.
+--dummy: random weights, and a made-up vocabulary of the model's size where there is config.json alone. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -179,27 +181,40 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         dummy: dict[str, Any] = {}
         if args.dummy:
-            vocab_size = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
-            dummy = {"load_format": "dummy", "tokenizer": str(made_up_tokenizer(vocab_size, Path(folder)))}
+            dummy = {"load_format": "dummy"}
+            if not (Path(args.model) / "tokenizer.json").exists():
+                vocab_size = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+                dummy["tokenizer"] = str(made_up_tokenizer(vocab_size, Path(folder)))
         section = NativeSettings(model=args.model, max_model_len=4096, prefix_caching=False, **dummy)
         built = build_core(section, lambda *_: None)
         counts = sorted({0, 1, args.concurrency // 2, args.concurrency})
-        rates: dict[int, list[float]] = {count: [] for count in counts}
+        ways = [(threads, count) for threads in args.mask_threads for count in counts]
+        tokenizer = Tokenizer.load(section.tokenizer or args.model)
+        compilers = {
+            threads: GrammarCompiler(lambda: (tokenizer, tokenizer.eos_token_ids), built.ready.vocab_size, threads)
+            for threads in args.mask_threads
+        }
+        rates: dict[tuple[int | None, int], list[float]] = {way: [] for way in ways}
         for round_ in range(args.rounds + 1):
-            for count in counts:  # in turn, so that a machine's moods meet all alike
+            for threads, count in ways:  # in turn, so that a machine's moods meet all alike
+                built.core._constraints = compilers[threads]
                 rate = throughput(built, args.concurrency, count, args.output_tokens)
                 if round_:
-                    rates[count].append(rate)
-    medians = {count: statistics.median(rates[count]) for count in counts}
-    for count, rate in medians.items():
-        print(f"{count:4} of {args.concurrency} bound: {rate:9.1f} tok/s, {rate / medians[0]:.1%} of unbound")
+                    rates[threads, count].append(rate)
+    medians = {way: statistics.median(rates[way]) for way in ways}
+    for (threads, count), rate in medians.items():
+        bound = f"{threads or 'default'} threads, {count:3} of {args.concurrency} bound"
+        print(f"{bound}: {rate:9.1f} tok/s, {rate / medians[threads, 0]:.1%} of unbound")
     return {
         "model": built.ready.model,
         "device": built.ready.device,
         "vocab_size": built.ready.vocab_size,
         "concurrency": args.concurrency,
         "output_tokens": args.output_tokens,
-        "tokens_per_s": {str(count): round(rate, 1) for count, rate in medians.items()},
+        "tokens_per_s": {
+            str(threads or "default"): {str(count): round(medians[threads, count], 1) for count in counts}
+            for threads in args.mask_threads
+        },
     }
 
 
@@ -265,6 +280,7 @@ def main() -> None:
     price.add_argument("--concurrency", type=int, default=64)
     price.add_argument("--output-tokens", type=int, default=256)
     price.add_argument("--rounds", type=int, default=3)
+    price.add_argument("--mask-threads", type=int, nargs="+", default=[None])
     args = parser.parse_args()
     print(json.dumps(valid(args) if args.mode == "valid" else cost(args)))
 
