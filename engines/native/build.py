@@ -89,7 +89,12 @@ def build_core(
     max_model_len = rows.max_model_len
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
     largest_chunk = min(runner.largest_chunk or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
-    scheduler = Scheduler(pool, replace(limits, max_prefill_tokens=largest_chunk))
+    on_gpu = device.type == "cuda"
+    target_ms = section.prefill_target_ms
+    if target_ms is None:
+        target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
+    sizer = ChunkSizer(target_ms / 1000, largest=largest_chunk, sizes=runner.step_sizes)
+    scheduler = Scheduler(pool, replace(limits, max_prefill_tokens=largest_chunk), sizer)
     ready = Ready(
         model=files.name,
         architecture=config.architecture,
@@ -110,11 +115,6 @@ def build_core(
         generates=not config.headless,
         embedding_size=config.hidden_size,
     )
-    on_gpu = device.type == "cuda"
-    target_ms = section.prefill_target_ms
-    if target_ms is None:
-        target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
-    sizer = ChunkSizer(target_ms / 1000, largest=largest_chunk, sizes=runner.chunk_sizes)
     core = EngineCore(
         scheduler,
         runner if member is None else member.lead(runner),

@@ -1,36 +1,80 @@
-"""How many prefill tokens may ride along with running decodes, so that a long prompt does not freeze their streams.
+"""How many prefill tokens ride along with running decodes: few enough that streams do not freeze, and spread evenly.
 
-Learns from the durations of past steps what a step costs: a base (its decodes) and so much per prefill token. Knows no
-clock, no device and no sequences: whoever steps tells it what happened.
+A step reads all weights whatever it computes, so its first prompt tokens cost little, and steps that only decode waste
+that. Prompts are therefore spread over the steps to come rather than computed at once, in steps of sizes that the
+device computes without padding; and no step gets longer than the target allows, by what past steps cost.
+
+Knows no clock, no device and no sequences: whoever steps tells it what happened.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 _MEMORY = 0.8  # weight of the past against the newest step
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
+_SPREAD_STEPS = 8  # over which the prompts that wait are spread
+_FULL_ROWS = 512  # of a step, decodes and prompts together: with fewer, reading the weights takes a good part of it
+
+
+@dataclass(frozen=True, slots=True)
+class StepSizes:
+    """Steps that the device computes without padding: places for decodes, and rows in all. Both ascending; beyond the
+    last, any number is computed as it is."""
+
+    decodes: Sequence[int] = ()
+    totals: Sequence[int] = ()
+
+    def at_least(self, num_decodes: int, tokens: int) -> int:
+        """Prefill tokens of the smallest size that has room for so many."""
+        place = self._place(num_decodes)
+        at = bisect_left(self.totals, place + tokens)
+        return self.totals[at] - place if at < len(self.totals) else tokens
+
+    def at_most(self, num_decodes: int, tokens: int) -> int:
+        """Prefill tokens of the largest size that holds no more than so many; as many as given where all are larger."""
+        place = self._place(num_decodes)
+        at = bisect_right(self.totals, place + tokens)
+        if at == len(self.totals) or at == 0 or self.totals[at - 1] <= place:
+            return tokens
+        return self.totals[at - 1] - place
+
+    def _place(self, num_decodes: int) -> int:
+        at = bisect_left(self.decodes, num_decodes)
+        return self.decodes[at] if at < len(self.decodes) else num_decodes
 
 
 class ChunkSizer:
-    """`limit` is the number of prefill tokens for a step that also decodes.
+    """Says how many prefill tokens a step with decodes may have, and learns from how long steps took.
 
-    They may add `target_s` to what the decodes take alone; 0 means no target, no limit. What the decodes take does not
-    count: the limit would fall while a burst of prompts is let in, and those behind would wait for the more sequences,
-    the longer. sizes: numbers of tokens, ascending, that the device computes without padding; beyond the last any
-    number is.
+    They may add `target_s` to what the decodes take alone; 0 means no target, and no limit but `largest`. What the
+    decodes take does not count: the limit would fall while a burst of prompts is let in, and those behind would wait
+    for the more sequences, the longer.
     """
 
     def __init__(
-        self, target_s: float, first_limit: int = 2048, largest: int = 1 << 30, sizes: Sequence[int] = ()
+        self,
+        target_s: float,
+        first_limit: int = 2048,
+        largest: int = 1 << 30,
+        sizes: StepSizes = StepSizes(),
     ) -> None:
         self._target_s = target_s
         self._largest = largest
         self._sizes = sizes
         self._base_s = 0.0
         self._token_s = 0.0
-        self.limit = min(first_limit, largest) if target_s else largest
+        self.limit = min(first_limit, largest) if target_s else largest  # by the target alone
+
+    def tokens_for(self, num_decodes: int, backlog: int) -> int:
+        """The most prefill tokens of a step with so many decodes, when prompts of `backlog` tokens wait in all."""
+        if not self._target_s:
+            return self.limit
+        filling = self._sizes.at_most(num_decodes, _FULL_ROWS - num_decodes)
+        tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, filling, -(-backlog // _SPREAD_STEPS)))
+        return tokens if tokens <= self.limit else self._sizes.at_most(num_decodes, self.limit)
 
     def observe(self, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
         """A step took `duration_s` on the device."""
@@ -42,12 +86,7 @@ class ChunkSizer:
             base_s = self._base_s if num_decodes else 0.0
             self._token_s = _mixed(self._token_s, max(duration_s - base_s, 0.0) / num_prefill_tokens)
         if self._token_s:
-            self.limit = self._fitting(max(_SMALLEST, min(self._largest, int(self._target_s / self._token_s))))
-
-    def _fitting(self, limit: int) -> int:
-        if not self._sizes or limit >= self._sizes[-1]:
-            return limit
-        return self._sizes[max(bisect_right(self._sizes, limit) - 1, 0)]
+            self.limit = max(_SMALLEST, min(self._largest, int(self._target_s / self._token_s)))
 
 
 def _mixed(past: float, newest: float) -> float:

@@ -198,7 +198,6 @@ class EngineCore:
         device_s = collected_s - max(self._collected_s, launched.started_s)  # one step at a time on the device
         self._collected_s = collected_s
         self._sizer.observe(plan.num_decodes, sum(plan.num_tokens[plan.num_decodes :]), device_s)
-        self._scheduler.prefill_limit = self._sizer.limit
         outputs = self._scheduler.commit(plan, sampled)
         if plan.rows:
             self._steps.done(plan, device_s, self._clock() - collected_s)

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engines.native.kv_cache import KVCache
-from engines.native.layers.attention_metadata import AttentionMetadata
 from engines.native.models import CausalLM
-from engines.native.row_state import RowState
+from engines.native.row_state import RowState, metadata_of
 from engines.native.sampling import state as columns
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.state import SamplingState
@@ -151,8 +151,7 @@ class DecodeGraphs:
         self._sizes = sizes
         with torch.inference_mode():
             for size in reversed(sizes):
-                inputs = torch.zeros((2, size), dtype=torch.int64, device=self._context.rows.device)
-                inputs[0] = self._context.rows.scratch_row
+                inputs = self._context.rows.to_device(self._sequences([], [], size))
                 self._graphs[size] = self._context.capture(inputs, self._forward, self._sample)
         torch.cuda.synchronize()
 
@@ -164,32 +163,27 @@ class DecodeGraphs:
         """Launch one step's forward pass for sequences in `rows`, whose last tokens sit at `positions`."""
         size = self._sizes[bisect_left(self._sizes, len(rows))]
         graph = self._graphs[size]
-        padding = size - len(rows)
-        state = self._context.rows
-        graph.inputs.copy_(state.to_device([rows + [state.scratch_row] * padding, positions + [0] * padding]))
+        graph.inputs.copy_(self._context.rows.to_device(self._sequences(rows, positions, size)))
         graph.forward.replay()
         return graph
 
+    def _sequences(self, rows: list[int], positions: list[int], size: int) -> np.ndarray:
+        """[3, size]: rows, positions, lengths with what is sampled at them. Padding never stores at position 0, which
+        it reads: its samples need not be token ids."""
+        table = np.zeros((3, size), dtype=np.int64)
+        table[0] = self._context.rows.scratch_row
+        table[0, : len(rows)] = rows
+        table[1, : len(rows)] = positions
+        table[2] = table[1] + 1
+        return table
+
     def _forward(self, inputs: Tensor) -> Tensor:
-        """inputs [2, size]: rows, positions."""
-        rows, positions = inputs
-        state, model = self._context.rows, self._context.model
-        is_padding = rows == state.scratch_row
-        block_tables = state.block_tables[rows]
-        blocks = block_tables.gather(1, (positions // state.block_size).unsqueeze(1)).squeeze(1)
-        slots = blocks * state.block_size + positions % state.block_size
-        metadata = AttentionMetadata(
-            query_start_loc=torch.arange(len(rows) + 1, dtype=torch.int32, device=state.device),
-            seq_lens=(positions + 1).masked_fill(is_padding, 0).int(),
-            block_tables=block_tables,
-            slot_mapping=slots.masked_fill(is_padding, -1),
-            num_decodes=len(rows),
-            max_query_len=1,
-            max_seq_len=state.max_model_len,
-        )
-        input_ids = state.token_table[rows, positions].long()
-        return model.compute_logits(model.forward(input_ids, positions, self._context.cache.layers, metadata))
+        """inputs: see `_sequences`."""
+        state, model, size = self._context.rows, self._context.model, inputs.shape[1]
+        step = state.read(inputs, size, size)
+        metadata = metadata_of(step, size, size, 1, state.max_model_len)
+        return model.compute_logits(model.forward(step.input_ids, step.positions, self._context.cache.layers, metadata))
 
     def _sample(self, inputs: Tensor, logits: Tensor, filtered: bool) -> Tensor:
-        rows, positions = inputs
-        return self._context.choose(logits, rows, positions + 1, rows, filtered)
+        rows, _, lengths = inputs
+        return self._context.choose(logits, rows, lengths, rows, filtered)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from engines.errors import EngineUnavailable
-from engines.native.chunk_graphs import DECODES, TOKENS, ChunkGraphs
+from engines.native.chunk_graphs import DECODES, TOTALS, ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
 from engines.native.scheduler import SchedulerLimits
 
@@ -43,7 +43,7 @@ def graph_bytes(context: GraphContext, limits: SchedulerLimits) -> int:
     small.capture(sizes[:2])
     each = (_used_bytes() - largest) // len(sizes[:2])
     del decodes, chunks, small
-    num_graphs = len(sizes) + len(TOKENS) * len(DECODES)
+    num_graphs = len(sizes) + len(TOTALS) * len(DECODES)
     return largest - before + each * num_graphs + _MARGIN_BYTES
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engines.native.chunk_graphs import ChunkGraphs
+from engines.native.chunking import StepSizes
 from engines.native.cuda_graphs import DecodeGraphs, StepGraph
 from engines.native.grammar.constraint import TokenMasks
 from engines.native.kv_cache import KVCache
@@ -84,9 +85,9 @@ class ModelRunner:
         self._prompt_logprobs: dict[int, tuple[int, TokenParams]] = {}  # row -> prompt length, params; few have it
 
     @property
-    def chunk_sizes(self) -> list[int]:
-        """Numbers of prefill tokens that are computed without padding, ascending; beyond the last, any number is."""
-        return self._chunk_graphs.tokens if self._chunk_graphs is not None else []
+    def step_sizes(self) -> StepSizes:
+        """Of steps with prefill tokens."""
+        return self._chunk_graphs.sizes if self._chunk_graphs is not None else StepSizes()
 
     @property
     def largest_chunk(self) -> int | None:

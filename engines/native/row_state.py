@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.row_ops import RowOps, StepTensors, row_ops
 from engines.native.types import BatchPlan
 
 
@@ -36,8 +37,11 @@ class RowState:
     The last row is scratch: padding of a fixed-size batch points there, and nobody reads it.
     """
 
-    def __init__(self, max_rows: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, max_model_len: int, block_size: int, device: torch.device, ops: RowOps | None = None
+    ) -> None:
         self.device = device
+        self._ops = ops or row_ops(device)
         self.block_size = block_size
         self.max_model_len = max_model_len
         self.scratch_row = max_rows
@@ -58,39 +62,30 @@ class RowState:
         """The step's inputs, from the plan's few numbers per sequence and what is on the device."""
         lengths = [start + count for start, count in zip(plan.starts, plan.num_tokens, strict=True)]
         ends = list(accumulate(plan.num_tokens))
-        total = ends[-1]
-        rows, starts, counts, query_starts, seq_lens = self.to_device(
-            [plan.rows, plan.starts, plan.num_tokens, [0, *ends[:-1]], lengths]
-        )
-        token_rows = torch.repeat_interleave(rows, counts, output_size=total)
-        shift = torch.repeat_interleave(starts - query_starts, counts, output_size=total)
-        positions = torch.arange(total, device=self.device) + shift
-        blocks = self.block_tables[token_rows, positions // self.block_size]
-        max_seq_len = max(lengths)
+        sequences = self.to_device([plan.rows, plan.starts, plan.num_tokens])
+        step = self.read(sequences, plan.num_decodes, ends[-1])
         sampled = [i for i, samples in enumerate(plan.samples) if samples]
         sampled_tokens, sampled_rows, sampled_lengths = self.to_device(
             [[ends[i] - 1 for i in sampled], [plan.rows[i] for i in sampled], [lengths[i] for i in sampled]]
         )
         return ModelInput(
-            input_ids=self.token_table[token_rows, positions].long(),
-            positions=positions,
-            metadata=AttentionMetadata(
-                query_start_loc=torch.cat((query_starts, query_starts.new_full((1,), total))).int(),
-                seq_lens=seq_lens.int(),
-                block_tables=self.block_tables[rows, : -(-max_seq_len // self.block_size)],
-                slot_mapping=blocks * self.block_size + positions % self.block_size,
-                num_decodes=plan.num_decodes,
-                max_query_len=max(plan.num_tokens),
-                max_seq_len=max_seq_len,
-            ),
+            input_ids=step.input_ids,
+            positions=step.positions,
+            metadata=metadata_of(step, len(plan.rows), plan.num_decodes, max(plan.num_tokens), max(lengths)),
             sampled_tokens=sampled_tokens,
             sampled_rows=sampled_rows,
             sampled_lengths=sampled_lengths,
         )
 
+    def read(self, sequences: Tensor, num_decodes: int, num_tokens: int) -> StepTensors:
+        """`row_ops.read_rows` of these tables."""
+        return self._ops.read_rows(
+            sequences, self.token_table, self.block_tables, self.block_size, num_decodes, num_tokens
+        )
+
     def store(self, rows: Tensor, lengths: Tensor, token_ids: Tensor) -> None:
         """Write sampled tokens where the next step reads its input."""
-        self.token_table[rows, lengths] = token_ids.int()
+        self._ops.store_tokens(self.token_table, rows, lengths, token_ids)
 
     def to_device(self, numbers: Sequence[int] | Sequence[Sequence[int]] | np.ndarray) -> Tensor:
         """Host ints as one int64 tensor, in one copy that does not wait for the device."""
@@ -98,3 +93,18 @@ class RowState:
         if self.device.type == "cuda":
             return host.pin_memory().to(self.device, non_blocking=True)
         return host
+
+
+def metadata_of(
+    step: StepTensors, num_seqs: int, num_decodes: int, max_query_len: int, max_seq_len: int
+) -> AttentionMetadata:
+    """Of a step's first num_seqs sequences; what comes behind them is padding."""
+    return AttentionMetadata(
+        query_start_loc=step.query_starts[: num_seqs + 1],
+        seq_lens=step.seq_lens[:num_seqs],
+        block_tables=step.block_tables[:num_seqs],
+        slot_mapping=step.slot_mapping,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )

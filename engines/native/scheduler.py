@@ -24,8 +24,10 @@ import time
 from bisect import insort_right
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from engines.native.block_pool import BlockPool
+from engines.native.chunking import ChunkSizer
 from engines.native.grammar.constraint import Choosing
 from engines.native.prefix_cache import PrefixCache
 from engines.native.sequence import Sequence, SequenceKey
@@ -54,9 +56,9 @@ class SchedulerLimits:
 class Scheduler:
     """Owns every Sequence from `add` to its end, and the BlockPool."""
 
-    def __init__(self, pool: BlockPool, limits: SchedulerLimits) -> None:
-        self.prefill_limit = limits.max_prefill_tokens  # prefill tokens of a step that also decodes
+    def __init__(self, pool: BlockPool, limits: SchedulerLimits, chunks: ChunkSizer | None = None) -> None:
         self._pool = pool
+        self._chunks = chunks or ChunkSizer(0.0)  # of steps that also decode
         self._prefixes = PrefixCache(pool)
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
@@ -101,7 +103,9 @@ class Scheduler:
         sequences: list[Sequence] = []
         preempted_before = self._preemptions
         budget = self._schedule_decodes(plan, sequences, self._limits.max_num_batched_tokens)
-        budget = min(budget, self.prefill_limit if plan.num_decodes else self._limits.max_prefill_tokens)
+        budget = min(budget, self._limits.max_prefill_tokens)
+        if plan.num_decodes:
+            budget = min(budget, self._chunks.tokens_for(plan.num_decodes, self._backlog()))
         budget = self._schedule_prefills(plan, sequences, budget)
         if self._preemptions == preempted_before:  # admitting now would take back what preemption just freed
             self._admit(plan, sequences, budget)
@@ -171,6 +175,12 @@ class Scheduler:
             budget -= 1
         plan.num_decodes = len(sequences)
         return budget
+
+    def _backlog(self) -> int:
+        """Prompt tokens that are still to be computed, of running sequences and of those that there are rows for."""
+        missing = (sequence.num_tokens - sequence.num_computed_tokens for sequence in self._running)
+        waiting = islice(self._waiting, len(self._free_rows))
+        return sum(count for count in missing if count > 1) + sum(len(sequence.token_ids) for sequence in waiting)
 
     def _schedule_prefills(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> int:
         """The next chunk of every running sequence that lacks several tokens: it has its blocks since admission."""

@@ -91,7 +91,8 @@ def _quantized(choice: KernelChoice) -> tuple[KernelChoice, str]:
     if choice.attention_backend in ("triton", "flash-attn"):
         from engines.native.kernels.triton_quantized import BATCH_SIZES, make_product
 
-        return replace(choice, ops=QuantizedOps(choice.ops, make_product), batch_sizes=BATCH_SIZES), ""
+        batch_sizes = tuple(sorted({*choice.batch_sizes, *BATCH_SIZES}))
+        return replace(choice, ops=QuantizedOps(choice.ops, make_product), batch_sizes=batch_sizes), ""
     ops = QuantizedOps(choice.ops, lambda weight: dequantized(choice.ops, weight, choice.weight_dtype))
     return replace(choice, ops=ops), ", dequantized at load: no kernel serves them here"
 
@@ -128,7 +129,7 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
         raise EngineUnavailable(f"attention_backend '{backend}' is not available here; pass triton or torch.")
     flash = _use_flash(section, dtype, config.head_dim)
     from engines.native.kernels.triton_kernel import compile_ahead
-    from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
+    from engines.native.kernels.triton_ops import TritonOps, batch_sizes
 
     if section.batch_invariant:
         from engines.native.kernels.triton_invariant_ops import BatchInvariantOps
@@ -137,9 +138,11 @@ def _for_cuda(section: NativeSettings, config: ModelConfig) -> KernelChoice:
             BatchInvariantOps(), "triton", dtype, dtype, dtype, section.block_size or 64, compile_ahead=compile_ahead
         )
     name, block_size = ("flash-attn", flash_attention.BLOCK_SIZE) if flash else ("triton", 64)
+    kv_heads = max(1, config.num_kv_heads // section.tensor_parallel_size)
     return KernelChoice(
-        TritonOps(flash=flash), name, dtype, dtype, dtype, section.block_size or block_size, BATCH_SIZES, compile_ahead
-    )
+        TritonOps(flash=flash), name, dtype, dtype, dtype, section.block_size or block_size,
+        batch_sizes(kv_heads), compile_ahead,
+    )  # fmt: skip
 
 
 def _use_flash(section: NativeSettings, dtype: torch.dtype, head_dim: int) -> bool:

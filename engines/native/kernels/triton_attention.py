@@ -5,6 +5,9 @@ without host synchronisation, so both can be captured in a CUDA graph. The plain
 reference.paged_attention.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,50 +36,55 @@ def paged_attention(
     chunks. sliding_window > 0 limits a token to the last that many positions, itself included. split_tokens > 0 cuts
     decodes at fixed lengths, so that a sequence's sums do not depend on its batch (a multiple of the key tile). flash:
     chunks go to flash-attn instead of the prefill kernel.
+
+    Decodes wait for memory and chunks for the matrix units, so that the two kernels run side by side.
     Returns [num_tokens, num_heads, head_dim]; rows of padding sequences (length 0) are zero.
     """
     num_decodes = metadata.num_decodes
     has_chunks = metadata.seq_lens.shape[0] > num_decodes
+    own_chunks = has_chunks and not flash
+    block_tables, seq_lens, starts = (
+        each[num_decodes:] for each in (metadata.block_tables, metadata.seq_lens, metadata.query_start_loc)
+    )
     if flash and has_chunks:
         out = flash_attention.prefill_attention(
-            query,
-            key_cache,
-            value_cache,
-            metadata.block_tables[num_decodes:],
-            metadata.seq_lens[num_decodes:],
-            metadata.query_start_loc[num_decodes:],
-            metadata.max_query_len,
-            scale,
-            sliding_window,
+            query, key_cache, value_cache, block_tables, seq_lens, starts, metadata.max_query_len, scale, sliding_window
         )
     else:
         out = torch.empty_like(query)
+    compute_chunks = functools.partial(
+        prefill_attention,
+        *(query, key_cache, value_cache, out, block_tables, seq_lens, starts, query.shape[0] - num_decodes, scale),
+        *(sliding_window,),
+    )
+    compute_decodes = functools.partial(
+        decode_attention,
+        *(query, key_cache, value_cache, out, metadata.block_tables, metadata.seq_lens[:num_decodes]),
+        *(metadata.max_seq_len, scale, sliding_window),
+        split_tokens=split_tokens,
+        pdl=pdl,
+    )
+    if num_decodes and own_chunks and query.is_cuda:
+        _side_by_side(compute_chunks, compute_decodes, query.device)
+        return out
     if num_decodes:
-        decode_attention(
-            query,
-            key_cache,
-            value_cache,
-            out,
-            metadata.block_tables,
-            metadata.seq_lens[:num_decodes],
-            metadata.max_seq_len,
-            scale,
-            sliding_window,
-            split_tokens=split_tokens,
-            pdl=pdl,
-        )
-    if has_chunks and not flash:
-        prefill_attention(
-            query,
-            key_cache,
-            value_cache,
-            out,
-            metadata.block_tables[num_decodes:],
-            metadata.seq_lens[num_decodes:],
-            metadata.query_start_loc[num_decodes:],
-            query.shape[0] - num_decodes,
-            scale,
-            sliding_window,
-            pdl=pdl,
-        )
+        compute_decodes()
+    if own_chunks:
+        compute_chunks(pdl=pdl)
     return out
+
+
+def _side_by_side(first: Callable[[], None], second: Callable[[], None], device: torch.device) -> None:
+    """Launch both so that they run beside each other, `first` first where there is room for one alone. What the current
+    stream gets next waits for both."""
+    here, side = torch.cuda.current_stream(device), _side_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        first()
+    second()
+    here.wait_stream(side)
+
+
+@functools.lru_cache(maxsize=16)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority=-1)

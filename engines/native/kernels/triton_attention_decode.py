@@ -30,9 +30,12 @@ from engines.native.kernels.triton_launch import (
 )
 
 DECODE_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=3)
+_SHALLOW_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=2)
 _WIDE_CONFIG = TileConfig(query_rows=16, key_rows=16, num_warps=4, num_stages=3)  # rows of keys beyond 256 bytes
 # Sequences, KV heads and splits together: what 132 multiprocessors hold at once, three blocks each.
 DECODE_BLOCKS = 396
+# The same with a pipeline of two stages, of which five fit: worth it where all then run at once, and not in two turns.
+_SHALLOW_BLOCKS = 660
 _MERGE_SPLITS = tl.constexpr(8)
 MAX_SPLITS = 16  # more cost more in the merge than they gain, even for one sequence of 16,000 tokens
 
@@ -184,9 +187,22 @@ def _merge_splits(
     tl.store(out + heads * HEAD_DIM + dims, merged, mask=(heads < GROUP) & (dims < HEAD_DIM))
 
 
-def choose_decode_tiles(head_dim: int, element_size: int) -> TileConfig:
-    """Tiles that fit a multiprocessor's shared memory and registers; 4-byte elements have no matrix units."""
-    return _WIDE_CONFIG if element_size > 2 and head_dim > 64 else DECODE_CONFIG
+def choose_decode_tiles(head_dim: int, element_size: int, num_pairs: int) -> TileConfig:
+    """Tiles that fit a multiprocessor's shared memory and registers; 4-byte elements have no matrix units. num_pairs:
+    sequences times KV heads."""
+    if element_size > 2 and head_dim > 64:
+        return _WIDE_CONFIG
+    return _SHALLOW_CONFIG if _is_shallow(num_pairs) and element_size == 2 else DECODE_CONFIG
+
+
+def _is_shallow(num_pairs: int) -> bool:
+    return DECODE_BLOCKS < num_pairs <= _SHALLOW_BLOCKS
+
+
+def shallow_batch(num_kv_heads: int) -> int:
+    """The smallest number of decodes whose tiles are those of two stages; 0 where none is."""
+    batch = DECODE_BLOCKS // num_kv_heads + 1
+    return batch if _is_shallow(batch * num_kv_heads) else 0
 
 
 def num_decode_splits(num_decodes: int, num_kv_heads: int, max_seq_len: int, split_tokens: int = 0) -> int:
@@ -215,7 +231,7 @@ def decode_attention(
 ) -> None:
     """One query token a sequence: row i of query and out belongs to seq_lens[i]. Writes out in place."""
     num_decodes, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
-    config = config or choose_decode_tiles(head_dim, key_cache.element_size())
+    config = config or choose_decode_tiles(head_dim, key_cache.element_size(), num_decodes * num_kv_heads)
     group = query.shape[1] // num_kv_heads
     group_rows = next_power_of_2(group)
     assert num_decodes * num_kv_heads <= ARRIVAL_COUNTERS

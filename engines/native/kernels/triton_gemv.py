@@ -165,12 +165,15 @@ def gemv(
 
 @functools.cache
 def choose_gemv_config(n: int, k: int, *, normed: bool = False, gated: bool = False) -> GemvConfig:
-    """For a weight of n rows (twice that if gated) of k, from timings on an H100 (benchmarks/gpu/NOTES.md).
+    """For a weight of n rows (twice that if gated) of k, from timings on an H100 and an H200 (benchmarks/gpu/NOTES.md).
 
-    Starting early gains a microsecond where a product takes a few, and loses more where the weight is large.
+    All start early; a thousand resident blocks that each ask for 32 KiB ahead of time ask for more than L2 holds.
     """
-    pdl = n * k <= 2**24
+    large = n * k >= 2**23
     widest = next_power_of_2(k)
+    prefetch_bytes = (8 if large or gated else 32) * 1024
     if gated:
-        return GemvConfig(block_n=8, block_k=min(512 if pdl else 1024, widest), pdl=pdl)
-    return GemvConfig(block_n=4, block_k=min(1024 if normed else 2048, widest), pdl=pdl)
+        block_n, block_k = (4, 1024) if large else (8, 512)
+    else:
+        block_n, block_k = 4, 1024 if normed else 2048
+    return GemvConfig(block_n, min(block_k, widest), prefetch_bytes=prefetch_bytes)

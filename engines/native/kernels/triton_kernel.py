@@ -94,6 +94,11 @@ def kernel(varying: Sequence[str] = ()) -> Callable[[Callable[..., None]], Kerne
     return lambda function: Kernel(function, varying)
 
 
+def is_compiling_ahead() -> bool:
+    """Whether kernels leave their outputs unset: whoever uses such an output as an index clears it then."""
+    return Kernel._submitted is not None
+
+
 @contextmanager
 def compile_ahead(num_threads: int) -> Iterator[None]:
     """Inside, kernels are submitted for compiling instead of launched (outputs stay unset); leaving waits for all.

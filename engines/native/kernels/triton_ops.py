@@ -12,12 +12,15 @@ from torch.nn import functional
 
 from engines.native.kernels import triton_attention, triton_fused, triton_linear
 from engines.native.kernels.ops import Ops
+from engines.native.kernels.triton_attention_decode import shallow_batch
 from engines.native.kernels.triton_gemv import gemv
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.layers.attention_metadata import AttentionMetadata
 
-BATCH_SIZES = (1, 2, 17, 33, 65)
-"""Numbers of tokens, one in each range that has kernels of its own."""
+
+def batch_sizes(num_kv_heads: int) -> tuple[int, ...]:
+    """Numbers of tokens, one in each range that has kernels of its own."""
+    return (1, 2, 17, 33, 65, *filter(None, [shallow_batch(num_kv_heads)]))
 
 
 class TritonOps(Ops):

@@ -159,14 +159,16 @@ def plan_of(num_decodes: int, *chunks: int) -> BatchPlan:
 
 def test_a_graph_is_found_where_its_places_suffice(folder, monkeypatch):
     chunks = build(folder, monkeypatch)[1]
-    assert chunks.tokens == [64, 128]
-    assert DECODES[:2] == (0, 16)
+    assert list(chunks.sizes.totals) == [64, 128]
+    assert list(chunks.sizes.decodes) == [*DECODES[:2], MAX_SEQS]
     assert chunks.find(plan_of(0, 64)) == (0, 64)
-    assert chunks.find(plan_of(1, 60, 5)) == (16, 128)
-    assert chunks.find(plan_of(17, 60)) == (24, 64)
+    assert chunks.find(plan_of(1, 45)) == (16, 48)
+    assert chunks.find(plan_of(1, 60, 5)) == (16, 112)
+    assert chunks.find(plan_of(17, 60)) == (24, 104)
     assert chunks.find(plan_of(0, 1, 1, 1)) == (0, 128)  # three sequences need more places than 64 tokens bring
     assert chunks.find(plan_of(0, 1, 1, 1, 1, 1)) is None
     assert chunks.find(plan_of(0, 129)) is None
+    assert chunks.find(plan_of(17, 105)) is None
     assert chunks.find(plan_of(25, 20)) is None
 
 

@@ -16,18 +16,20 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from engines.native import row_ops
 from engines.native.chunk_graphs import ChunkGraphs
 from engines.native.cuda_graphs import DecodeGraphs, GraphContext, graph_sizes
 from engines.native.grammar.constraint import TokenMasks
-from engines.native.kernels import triton_tournament, triton_watermark
+from engines.native.kernels import triton_rows, triton_tournament, triton_watermark
 from engines.native.kernels.triton_mask import mask_tokens
-from engines.native.kernels.triton_ops import BATCH_SIZES, TritonOps
+from engines.native.kernels.triton_ops import TritonOps, batch_sizes
 from engines.native.kernels.triton_sampler import sample_core
 from engines.native.kv_cache import KVCache, KVCacheShape
 from engines.native.layers.context import LayerContext
 from engines.native.model_runner import ModelRunner
 from engines.native.models.hf_config import config_from_hf
 from engines.native.models.llama import LlamaForCausalLM
+from engines.native.row_ops import RowOps, StepTensors
 from engines.native.row_state import RowState
 from engines.native.sampling.ops import SamplingOps
 from engines.native.sampling.sampler import Sampler
@@ -40,11 +42,11 @@ MAX_ROWS, MAX_LEN, BLOCK_SIZE = 80, 300, 16
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
-    "hidden_size": 128,
+    "hidden_size": 512,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
     "head_dim": 64,
     "vocab_size": 5000,
     "max_position_embeddings": MAX_LEN,
@@ -110,6 +112,12 @@ def random_plan(rng: random.Random) -> BatchPlan:
     )
 
 
+def read_rows(*arguments: Any) -> StepTensors:
+    """Asks for the kernel, and returns what it would have written: other code looks token ids up."""
+    triton_rows.read_rows(*arguments)
+    return row_ops.read_rows(*arguments)
+
+
 def main() -> None:
     asked = record_compilations()
     torch.cuda.graph_pool_handle = lambda: None  # type: ignore[assignment]
@@ -122,7 +130,7 @@ def main() -> None:
         block_size=BLOCK_SIZE, dtype=dtype,
     )  # fmt: skip
     cache = KVCache(shape, 4, device)
-    rows = RowState(MAX_ROWS, MAX_LEN, BLOCK_SIZE, device)
+    rows = RowState(MAX_ROWS, MAX_LEN, BLOCK_SIZE, device, RowOps(read_rows, triton_rows.store_tokens))
     sampling = SamplingState(MAX_ROWS + 1, config.vocab_size, device)
     ops = SamplingOps(
         sample_core=sample_core,
@@ -137,11 +145,11 @@ def main() -> None:
     runner = ModelRunner(model, cache, rows, Sampler(sampling, ops), graphs)
     limits = SchedulerLimits(max_num_seqs=MAX_ROWS, max_num_batched_tokens=256)
     with torch.inference_mode():
-        warm_up(runner, 200, limits, config.vocab_size, BATCH_SIZES)
+        warm_up(runner, 200, limits, config.vocab_size, batch_sizes(config.num_kv_heads))
         at_start = set(asked)
         print(len(at_start))
         for size in graph_sizes(MAX_ROWS):
-            inputs = torch.tensor([[rows.scratch_row] * size, [0] * size])
+            inputs = rows.to_device(graphs._sequences([], [], size))
             graphs._sample(inputs, graphs._forward(inputs), filtered=True)
         for decodes in (0, 16, 64):
             for tokens in (64, 128):

@@ -143,7 +143,14 @@ def test_fixed_splits_make_a_sequence_independent_of_its_batch(device: torch.dev
     assert torch.equal(together[3:4], alone)
 
 
-@pytest.mark.parametrize("choose", [choose_prefill_tiles, choose_decode_tiles])
+@pytest.mark.parametrize(
+    "choose",
+    [
+        choose_prefill_tiles,
+        lambda *shape: choose_decode_tiles(*shape, 8),
+        lambda *shape: choose_decode_tiles(*shape, 512),
+    ],
+)
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
 def test_tiles_fit_shared_memory(choose, element_size: int, head_dim: int) -> None:
