@@ -128,7 +128,7 @@ def _plain_candidates(m: int, n: int, k: int) -> Iterator[GemvConfig | LinearCon
         split_too_far = config.split_k > 1 and n > 30_000
         if not split_too_far:
             yield from (replace(config, pdl=False), config)
-            if (config.block_m, config.block_n) == (64, 32):
+            if m <= 16 or (config.block_m, config.block_n) == (64, 32):
                 yield replace(config, prefetch_bytes=8192)
 
 
@@ -139,7 +139,8 @@ def _timed_fused(m: int, n: int, k: int, gated: bool) -> Iterator[tuple[str, Run
     if m > 1:
         chosen = choose_config(m, n, k, gated=True)
         if chosen is not None:
-            for config in (replace(chosen, pdl=False), replace(chosen, pdl=True)):
+            early = replace(chosen, pdl=True)
+            for config in (replace(chosen, pdl=False), early, replace(early, prefetch_bytes=8192)):
                 yield (
                     _label(config),
                     lambda x, _r, _w, weight, config=config: triton_linear.linear(

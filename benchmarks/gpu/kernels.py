@@ -1,6 +1,6 @@
 """Numerics and times of the CUDA path's kernels on one GPU, each beside its floor and a library's time.
 
-    python -m benchmarks.gpu.kernels [--sections linear,attention,...] [--output FILE]
+    python -m benchmarks.gpu.kernels [--sections linear,attention,...] [--only 'REGEX of kernel and shape'] [--output FILE]
 
 Compiles everything in parallel first, then checks and times; prints a short table last, and writes a JSON line for
 every measurement to FILE. A floor is bytes / 3.0 TB/s or operations / 780 TFLOP/s, whichever is longer. The error is
@@ -11,6 +11,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -71,8 +72,10 @@ class Result:
     failure: str = ""
 
 
-def cases_of(section: str) -> Iterator[Case]:
-    return importlib.import_module(f"benchmarks.gpu.cases_{section}").cases()
+def cases_of(section: str, only: str) -> Iterator[Case]:
+    """`only`: a regular expression that a case's kernel and shape must hold."""
+    cases = importlib.import_module(f"benchmarks.gpu.cases_{section}").cases()
+    return (case for case in cases if re.search(only, f"{case.kernel} {case.shape}"))
 
 
 def run_children(section_lists: list[list[str]], arguments: list[list[str]]) -> None:
@@ -118,10 +121,10 @@ def measure(case: Case) -> Result:
         return Result(*named, float("inf"), case.floor_us, failure=f"{error!r:.200}")
 
 
-def measure_section(section: str, seconds: float, output: Path) -> None:
+def measure_section(section: str, only: str, seconds: float, output: Path) -> None:
     began = time.monotonic()
     with output.open("a") as lines:
-        for case in cases_of(section):
+        for case in cases_of(section, only):
             if time.monotonic() - began > seconds:
                 print(f"{section}: stopped after {seconds:.0f} s", flush=True)
                 break
@@ -179,6 +182,7 @@ def worst_error(results: list[Result]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--only", default="")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--compile", help="internal: compile every N-th case from the I-th, as I/N")
     parser.add_argument("--measure", type=Path, help="internal: append the measurements of one section to this file")
@@ -189,14 +193,15 @@ def main() -> None:
     sections = arguments.sections.split(",")
     torch.manual_seed(0)
     if arguments.compile:
-        compile_share([case for section in sections for case in cases_of(section)], arguments.compile)
+        compile_share([case for section in sections for case in cases_of(section, arguments.only)], arguments.compile)
         return
     if arguments.measure:
-        measure_section(sections[0], arguments.seconds, arguments.measure)
+        measure_section(sections[0], arguments.only, arguments.seconds, arguments.measure)
         return
     began = time.monotonic()
     count = arguments.processes
-    run_children([sections] * count, [["--compile", f"{i}/{count}"] for i in range(count)])
+    only = ["--only", arguments.only]
+    run_children([sections] * count, [["--compile", f"{i}/{count}", *only] for i in range(count)])
     print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     limits = measure_limits(torch.device("cuda"))
@@ -210,7 +215,7 @@ def main() -> None:
     output = arguments.output or Path(tempfile.mkdtemp()) / "kernels.jsonl"
     output.write_text(json.dumps(header) + "\n")
     for section in sections:
-        run_children([[section]], [["--measure", str(output), "--seconds", str(arguments.seconds)]])
+        run_children([[section]], [["--measure", str(output), "--seconds", str(arguments.seconds), *only]])
         print(f"{section}: {time.monotonic() - began:.0f} s", flush=True)
     results = [Result(**json.loads(line)) for line in output.read_text().splitlines()[1:]]
     for line in sorted({f"{r.kernel} {r.shape} {r.variant}: {r.failure}" for r in results if r.failure})[:8]:
