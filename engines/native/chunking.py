@@ -1,8 +1,10 @@
 """How many prefill tokens ride along with running decodes: few enough that streams do not freeze, and spread evenly.
 
 A step reads all weights whatever it computes, so its first prompt tokens cost little, and steps that only decode waste
-that. Prompts are therefore spread over the steps to come rather than computed at once, in steps of sizes that the
-device computes without padding; and no step gets longer than the target allows, by what past steps cost.
+that. Sequences that began together also end together, and their successors begin together again. A burst of prompts is
+therefore spread over the steps to come rather than computed at once, but never slower than decodes make room for more;
+in steps of sizes that the device computes without padding; and no step gets longer than the target allows, by what past
+steps cost. What this brings is in benchmarks/gpu/NOTES.md.
 
 Knows no clock, no device and no sequences: whoever steps tells it what happened.
 """
@@ -15,8 +17,9 @@ from dataclasses import dataclass
 
 _MEMORY = 0.8  # weight of the past against the newest step
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
-_SPREAD_STEPS = 8  # over which the prompts that wait are spread
-_FULL_ROWS = 512  # of a step, decodes and prompts together: with fewer, reading the weights takes a good part of it
+_SPREAD_STEPS = 64  # over which a burst of prompts is spread, at the most
+_LEAST_SHARE = 0.15  # of the target, that prompts get however few there are
+_TOKENS_PER_DECODE = 4  # keeps up where prompts are up to four times as long as answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,10 @@ class ChunkSizer:
 
     def tokens_for(self, num_decodes: int, backlog: int) -> int:
         """The most prefill tokens of a step with so many decodes, when prompts of `backlog` tokens wait in all."""
-        if not self._target_s:
+        if not self._target_s or not self._token_s:
             return self.limit
-        filling = self._sizes.at_most(num_decodes, _FULL_ROWS - num_decodes)
-        tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, filling, -(-backlog // _SPREAD_STEPS)))
+        least = int(_LEAST_SHARE * self._target_s / self._token_s) + _TOKENS_PER_DECODE * num_decodes
+        tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, least, -(-backlog // _SPREAD_STEPS)))
         return tokens if tokens <= self.limit else self._sizes.at_most(num_decodes, self.limit)
 
     def observe(self, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
