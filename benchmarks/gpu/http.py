@@ -1,12 +1,13 @@
 """The standard workloads through HTTP on one GPU: starts the server, drives it with a load generator, records results.
 
     python -m benchmarks.gpu.http MODEL_DIR ... --loadgen PATH [--out DIR] [--workers 4] [--workloads 128,256,4,1 ...]
-        [--tensor-parallel-size N]
+        [--tensor-parallel-size N] [--peer NAME='COMMAND with {model} and {port}']
 
 MODEL_DIR holds config.json and the tokenizer; weights are random. The load generator is one that takes the flags of
 `vllm bench serve` (vLLM's own in Rust does not saturate first). A workload is input tokens, output tokens, requests,
 concurrency; sampling is greedy, EOS ignored, over /v1/completions with streaming. Writes DATE-GPU-MODEL-tpN.jsonl: the
-first line says hardware, commit and command, then one line a workload. A short table comes last.
+first line says hardware, commit and command, then one line a workload. With --peer another server of OpenAI's API takes
+our server's place, and the file's name ends in NAME. A short table comes last.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ def gpu_name() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def wait_ready(server: subprocess.Popen[bytes], timeout_s: float = 180.0) -> float:
-    """Seconds until /health says yes."""
+def wait_ready(server: subprocess.Popen[bytes], timeout_s: float = 300.0) -> float:
+    """Seconds until it names its models."""
     started = time.monotonic()
     while time.monotonic() - started < timeout_s:
         if server.poll() is not None:
             raise SystemExit(f"the server ended with code {server.returncode}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=2):
                 return time.monotonic() - started
         except OSError:
             time.sleep(0.2)
@@ -82,13 +83,14 @@ def drive(loadgen: str, model: Path, workload: str, out: Path) -> dict[str, Any]
 
 
 def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    command = [
+    peer, _, peer_command = args.peer.partition("=")
+    command = shlex.split(peer_command.format(model=model, port=PORT)) or [
         *(sys.executable, "-m", "gateway", "serve", str(model), "--load-format", "dummy", "--served-model-name", "m"),
         *("--port", str(PORT), "--max-model-len", "16384", "--gateway-workers", str(args.workers)),
         *("--tensor-parallel-size", str(args.tensor_parallel_size)),
         *shlex.split(args.serve_args),
     ]
-    with (args.out / f"{model.name}.server.log").open("wb") as log:
+    with (args.out / f"{model.name}.{peer}server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         ready_s = wait_ready(server)
@@ -98,7 +100,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
         head = {
             "hardware": name,
             "commit": args.commit or commit.stdout.strip(),
-            "command": shlex.join(["headrace", *command[3:]]),
+            "command": shlex.join(command if peer else ["headrace", *command[3:]]),
             "ready_s": round(ready_s, 1),
         }
         drive(args.loadgen, model, "64,32,32,32", args.out)  # warm-up
@@ -107,7 +109,8 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             results.append(drive(args.loadgen, model, workload, args.out))
             print(json.dumps(results[-1]), flush=True)
         short = "h200" if "H200" in name else "h100" if "H100" in name else name.replace(" ", "-").lower()
-        file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp{args.tensor_parallel_size}.jsonl"
+        file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp{args.tensor_parallel_size}"
+        file = file.with_name(file.name + f"-{peer}" * bool(peer) + ".jsonl")
         file.write_text("".join(json.dumps(line) + "\n" for line in (head, *results)))
         return results
     finally:
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS)
     parser.add_argument("--serve-args", default="", help="further flags of `headrace serve`")
+    parser.add_argument("--peer", default="")
     parser.add_argument("--commit", default="", help="where the checkout has no git")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
