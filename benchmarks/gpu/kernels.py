@@ -1,6 +1,8 @@
 """Numerics and times of the CUDA path's kernels on one GPU, each beside its floor and a library's time.
 
-    python -m benchmarks.gpu.kernels [--sections linear,attention,...] [--only 'REGEX of kernel and shape'] [--output FILE]
+    python -m benchmarks.gpu.kernels [--sections linear,attention,...] [--only REGEX] [--output FILE]
+
+--only: kernels and shapes that hold this regular expression.
 
 Compiles everything in parallel first, then checks and times; prints a short table last, and writes a JSON line for
 every measurement to FILE. A floor is bytes / 3.0 TB/s or operations / 780 TFLOP/s, whichever is longer. The error is

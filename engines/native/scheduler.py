@@ -24,7 +24,6 @@ import time
 from bisect import insort_right
 from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 
 from engines.native.block_pool import BlockPool
 from engines.native.chunking import ChunkSizer
@@ -40,6 +39,7 @@ from engines.native.types import (
     SchedulerStats,
     TokenOutput,
 )
+from engines.native.waiting_queue import WaitingQueue
 
 Output = tuple[Sequence, TokenOutput]
 
@@ -61,7 +61,7 @@ class Scheduler:
         self._chunks = chunks or ChunkSizer(0.0)  # of steps that also decode
         self._prefixes = PrefixCache(pool)
         self._limits = limits
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # in order of priority, then of admission: the last is the first to yield
         self._by_key: dict[SequenceKey, Sequence] = {}
         self._free_rows = list(range(limits.max_num_seqs - 1, -1, -1))
@@ -81,10 +81,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose prompt and max_tokens fit the pool: the client checked that against Ready."""
         self._by_key[sequence.key] = sequence
-        behind = len(self._waiting)
-        while behind and self._waiting[behind - 1].priority > sequence.priority:
-            behind -= 1
-        self._waiting.insert(behind, sequence)
+        self._waiting.add(sequence)
 
     def abort(self, key: SequenceKey) -> None:
         """Forget a sequence and free what it holds; unknown keys are ignored, since a finish may cross an abort."""
@@ -179,8 +176,7 @@ class Scheduler:
     def _backlog(self) -> int:
         """Prompt tokens that are still to be computed, of running sequences and of those that there are rows for."""
         missing = (sequence.num_tokens - sequence.num_computed_tokens for sequence in self._running)
-        waiting = islice(self._waiting, len(self._free_rows))
-        return sum(count for count in missing if count > 1) + sum(len(sequence.token_ids) for sequence in waiting)
+        return sum(count for count in missing if count > 1) + self._waiting.num_tokens(of_first=len(self._free_rows))
 
     def _schedule_prefills(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> int:
         """The next chunk of every running sequence that lacks several tokens: it has its blocks since admission."""
@@ -197,14 +193,14 @@ class Scheduler:
     def _admit(self, plan: BatchPlan, sequences: list[Sequence], budget: int) -> None:
         """Waiting sequences, in their order, while budget, rows and blocks for all their tokens last."""
         while self._waiting and self._free_rows and budget > 0:
-            sequence = self._waiting[0]
+            sequence = self._waiting.first
             hits = self._prefixes.find(sequence)
             num_new_blocks = -(-len(sequence.token_ids) // self._pool.block_size) - len(hits)
             num_free = self._pool.num_free - sum(self._pool.is_free(block) for block in hits)
             headroom = len(self._running)  # each running sequence can grow by a block before anyone is preempted
             if num_new_blocks + headroom > num_free:
                 break
-            self._waiting.popleft()
+            self._waiting.pop()
             self._place(sequence, hits, num_new_blocks, plan)
             chunk = min(len(sequence.token_ids) - sequence.num_computed_tokens, budget)
             self._take_chunk(plan, sequences, sequence, chunk)
@@ -271,10 +267,7 @@ class Scheduler:
         sequence.num_remembered_blocks = 0
         if sequence.wants_prompt_logprobs:
             sequence.prompt_logprobs.clear()  # its prompt starts over
-        before = 0
-        while before < len(self._waiting) and self._waiting[before].priority < sequence.priority:
-            before += 1
-        self._waiting.insert(before, sequence)
+        self._waiting.put_back(sequence)
 
     # --- recording ----------------------------------------------------------------------------------------------------
 
