@@ -74,6 +74,7 @@ def _plans(longest: int, max_num_seqs: int, batch_sizes: Sequence[int]) -> Itera
     for size in batch_sizes:
         yield _plan(0, min(size, longest), _GREEDY)
         yield _plan(min(size, max_num_seqs), 0, _GREEDY)
+        yield _plan(min(size, max_num_seqs - 1), min(_CHUNK, longest), _GREEDY)
 
 
 def _plan(num_decodes: int, chunk: int, params: TokenParams) -> BatchPlan:

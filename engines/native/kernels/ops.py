@@ -6,6 +6,7 @@ chooses an implementation. Knows no model and no device.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,16 @@ from engines.native.layers.attention_metadata import AttentionMetadata
 
 LinearWeight = Any
 """A matrix in the form that an implementation's `linear` reads fastest; opaque to everyone else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """What is done to queries and keys before attention."""
+
+    cos_sin: Tensor  # [max_positions, rotary_dim] float32, cosines then sines
+    q_norm_weight: Tensor | None  # [head_dim], of a norm of each head; both or none
+    k_norm_weight: Tensor | None
+    eps: float
 
 
 class Ops(Protocol):
@@ -118,3 +129,31 @@ class Ops(Protocol):
         A sliding window of w > 0 positions lets a query see the last w, its own included; 0 is no window.
         """
         ...
+
+    def attend(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        metadata: AttentionMetadata,
+        num_heads: int,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        """`rope_and_cache`, then `paged_attention`: qkv and positions of the one, [num_tokens, num_heads, head_dim]."""
+        q = self.rope_and_cache(
+            qkv,
+            positions,
+            rotary.cos_sin,
+            rotary.q_norm_weight,
+            rotary.k_norm_weight,
+            rotary.eps,
+            key_cache,
+            value_cache,
+            metadata.slot_mapping,
+            num_heads,
+            *key_cache.shape[2:],
+        )
+        return self.paged_attention(q, key_cache, value_cache, metadata, scale, sliding_window)

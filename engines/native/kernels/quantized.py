@@ -165,6 +165,9 @@ class QuantizedOps(Ops):
     def rope_and_cache(self, *arguments: Any, **named: Any) -> Tensor:
         return self._inner.rope_and_cache(*arguments, **named)
 
+    def attend(self, *arguments: Any, **named: Any) -> Tensor:
+        return self._inner.attend(*arguments, **named)
+
     def paged_attention(
         self, q: Tensor, key_cache: Tensor, value_cache: Tensor, metadata: AttentionMetadata, scale: float,
         sliding_window: int = 0,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engines.native.kernels.ops import Rotary
 from engines.native.layers.attention_metadata import AttentionMetadata
 
 E4M3_MAX = 448.0
@@ -163,3 +164,31 @@ def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
     if cache.dtype == torch.float8_e4m3fn:
         return cache.view(torch.uint8)[blocks].flatten(0, 1).view(cache.dtype)
     return cache[blocks].flatten(0, 1)
+
+
+def attend(
+    qkv: Tensor,
+    positions: Tensor,
+    rotary: Rotary,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    metadata: AttentionMetadata,
+    num_heads: int,
+    scale: float,
+    sliding_window: int = 0,
+) -> Tensor:
+    """`rope_and_cache`, then `paged_attention`."""
+    q = rope_and_cache(
+        qkv,
+        positions,
+        rotary.cos_sin,
+        rotary.q_norm_weight,
+        rotary.k_norm_weight,
+        rotary.eps,
+        key_cache,
+        value_cache,
+        metadata.slot_mapping,
+        num_heads,
+        *key_cache.shape[2:],
+    )
+    return paged_attention(q, key_cache, value_cache, metadata, scale, sliding_window)

@@ -5,6 +5,10 @@ keys are cut into splits so that a small batch fills the GPU; the last block of 
 splits, in their order, within the same launch. Grid: (num_kv_heads, num_splits, num_decodes). Lengths are read on the
 device and what a sequence does not need exits at once, so a captured graph serves any lengths; a sequence of length 0
 is padding and yields zeros.
+
+In a step that only decodes the kernel can take the product's rows as they are (`rotary`): it normalizes and rotates its
+queries itself, and the block with a sequence's last keys writes the new key and value before it reads them. That saves
+a launch, which for few sequences of a small model takes as long as half the attention.
 """
 
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
@@ -17,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engines.native.kernels.ops import Rotary
 from engines.native.kernels.triton_attention_tiles import LOG2_E, TileConfig, attend_tiles
 from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
@@ -28,6 +33,7 @@ from engines.native.kernels.triton_launch import (
     release_successor,
     wait_for_predecessor,
 )
+from engines.native.kernels.triton_rotary import cache_token, rotated_rows
 
 DECODE_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=3)
 _SHALLOW_CONFIG = TileConfig(query_rows=16, key_rows=64, num_warps=4, num_stages=2)
@@ -42,14 +48,18 @@ MAX_SPLITS = 16  # more cost more in the merge than they gain, even for one sequ
 
 @kernel(varying=["block_tables", "seq_lens", "sliding_window", "table_stride", "split_tokens"])
 def _decode_kernel(
-    query_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM]
+    query_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM], with ROPE followed by the keys and values of the token
     key_cache,
     value_cache,
-    out_ptr,  # like query
+    out_ptr,  # [num_tokens, num_kv_heads * GROUP, HEAD_DIM] contiguous
     partial_ptr,  # [num_decodes, num_kv_heads, 2: output and its log2 of sum, num_splits, GROUP_ROWS, BLOCK_D] float32
     arrived,  # [num_decodes * num_kv_heads] int32 zeros, left at zero
     block_tables,
     seq_lens,
+    cos_sin_ptr,  # [max_positions, HEAD_DIM] float32; this and the next three unused without ROPE
+    q_norm_ptr,  # [HEAD_DIM], unused without QK_NORM
+    k_norm_ptr,
+    eps,
     scale_log2,
     sliding_window,
     query_stride,
@@ -64,6 +74,8 @@ def _decode_kernel(
     BLOCK_M: tl.constexpr,
     TILE: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    ROPE: tl.constexpr,
+    QK_NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     kv_head, split, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -83,13 +95,32 @@ def _decode_kernel(
 
     rows = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
-    row_offsets = seq.to(tl.int64) * query_stride + (kv_head * GROUP + rows[:, None]) * HEAD_DIM + dims[None, :]
+    heads = kv_head * GROUP + rows
     row_mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    query = tl.load(query_ptr + row_offsets, mask=row_mask, other=0.0)  # under way together with the length
+    query_row = query_ptr + seq.to(tl.int64) * query_stride
+    if not ROPE:  # under way together with the length
+        query = tl.load(query_row + heads[:, None] * HEAD_DIM + dims[None, :], mask=row_mask, other=0.0)
+    out_offsets = (seq.to(tl.int64) * num_kv_heads * GROUP + heads[:, None]) * HEAD_DIM + dims[None, :]
+    table = block_tables + seq.to(tl.int64) * table_stride
     if split >= active_splits:
         if (split == 0) & (seq_len == 0):
-            tl.store(out_ptr + row_offsets, tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty), mask=row_mask)
+            tl.store(out_ptr + out_offsets, tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty), mask=row_mask)
         return
+    if ROPE:
+        position = seq_len - 1
+        query = rotated_rows(
+            query_row + heads * HEAD_DIM, rows < GROUP, position, cos_sin_ptr, q_norm_ptr, eps, HEAD_DIM, BLOCK_D,
+            QK_NORM,
+        )  # fmt: skip
+        if split == active_splits - 1:
+            key_row = query_row + (num_kv_heads * GROUP + kv_head) * HEAD_DIM
+            slot = tl.load(table + position // BLOCK_SIZE).to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
+            cell = slot * slot_stride + kv_head * HEAD_DIM
+            cache_token(
+                key_row, key_row + num_kv_heads * HEAD_DIM, key_cache + cell, value_cache + cell, position,
+                cos_sin_ptr, k_norm_ptr, eps, HEAD_DIM, BLOCK_D, QK_NORM,
+            )  # fmt: skip
+            tl.debug_barrier()  # every thread's part is written before any is read below
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -106,7 +137,7 @@ def _decode_kernel(
         row_sum,
         key_cache,
         value_cache,
-        block_tables + seq.to(tl.int64) * table_stride,
+        table,
         seq_len,
         scale_log2,
         sliding_window,
@@ -121,7 +152,7 @@ def _decode_kernel(
     )
     acc = acc / row_sum[:, None]
     if active_splits == 1:
-        tl.store(out_ptr + row_offsets, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
+        tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=row_mask)
         return
 
     pair = seq * num_kv_heads + kv_head
@@ -141,7 +172,7 @@ def _decode_kernel(
     _merge_splits(
         partial_out,
         partial_lse,
-        out_ptr + seq.to(tl.int64) * query_stride + kv_head * GROUP * HEAD_DIM,
+        out_ptr + (seq.to(tl.int64) * num_kv_heads + kv_head) * GROUP * HEAD_DIM,
         active_splits,
         GROUP,
         GROUP_ROWS,
@@ -226,13 +257,18 @@ def decode_attention(
     *,
     num_splits: int = 0,
     split_tokens: int = 0,
+    rotary: Rotary | None = None,
     pdl: bool = False,
     config: TileConfig | None = None,
 ) -> None:
-    """One query token a sequence: row i of query and out belongs to seq_lens[i]. Writes out in place."""
+    """One query token a sequence: row i of query and out belongs to seq_lens[i]. Writes out in place.
+
+    query [num_tokens, num_heads, head_dim]. rotary: query has the new keys and values too, as the product leaves them,
+    [num_decodes, num_heads + 2 * num_kv_heads, head_dim]; they are written to the caches, which have the same dtype.
+    """
     num_decodes, (_, block_size, num_kv_heads, head_dim) = seq_lens.shape[0], key_cache.shape
     config = config or choose_decode_tiles(head_dim, key_cache.element_size(), num_decodes * num_kv_heads)
-    group = query.shape[1] // num_kv_heads
+    group = out.shape[1] // num_kv_heads
     group_rows = next_power_of_2(group)
     assert num_decodes * num_kv_heads <= ARRIVAL_COUNTERS
     num_splits = num_splits or num_decode_splits(num_decodes, num_kv_heads, max_seq_len, split_tokens)
@@ -250,6 +286,10 @@ def decode_attention(
         arrival_counters(query.device),
         block_tables,
         seq_lens,
+        query if rotary is None else rotary.cos_sin,
+        query if rotary is None or rotary.q_norm_weight is None else rotary.q_norm_weight,
+        query if rotary is None or rotary.k_norm_weight is None else rotary.k_norm_weight,
+        0.0 if rotary is None else rotary.eps,
         scale * LOG2_E,
         sliding_window,
         query.stride(0),
@@ -264,6 +304,8 @@ def decode_attention(
         BLOCK_M=max(config.query_rows, group_rows),
         TILE=config.key_rows,
         NUM_STAGES=config.num_stages,
+        ROPE=rotary is not None,
+        QK_NORM=rotary is not None and rotary.q_norm_weight is not None,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         pdl=pdl,

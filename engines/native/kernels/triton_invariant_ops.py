@@ -25,10 +25,12 @@ _WIDE_TILE = LinearConfig(32, 32, 32, num_stages=3)  # of 4-byte weights
 
 
 class BatchInvariantOps(TritonOps):
-    """The norm and the gate are apart from the product at every size, as `Ops` composes them."""
+    """The norm and the gate are apart from the product at every size, and rotation from attention, as `Ops` composes
+    them."""
 
     norm_linear = Ops.norm_linear
     norm_gated_linear = Ops.norm_gated_linear
+    attend = Ops.attend
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return triton_linear.linear(x, weight, bias, config=_tile(weight), pdl=self._pdl)

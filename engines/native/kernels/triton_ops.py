@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engines.native.kernels import triton_attention, triton_fused, triton_linear
-from engines.native.kernels.ops import Ops
+from engines.native.kernels.ops import Ops, Rotary
 from engines.native.kernels.triton_attention_decode import shallow_batch
 from engines.native.kernels.triton_gemv import gemv
 from engines.native.kernels.triton_linear import LinearConfig
@@ -141,6 +141,40 @@ class TritonOps(Ops):
         return triton_attention.paged_attention(
             q, key_cache, value_cache, metadata, scale, sliding_window, flash=self._flash, pdl=self._pdl
         )
+
+    def attend(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        rotary: Rotary,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        metadata: AttentionMetadata,
+        num_heads: int,
+        scale: float,
+        sliding_window: int = 0,
+    ) -> Tensor:
+        num_tokens, head_dim = qkv.shape[0], key_cache.shape[3]
+        whole_heads = rotary.cos_sin.shape[1] == head_dim
+        if metadata.num_decodes < num_tokens or not whole_heads or key_cache.dtype != qkv.dtype:
+            return super().attend(
+                qkv, positions, rotary, key_cache, value_cache, metadata, num_heads, scale, sliding_window
+            )
+        out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+        triton_attention.decode_attention(
+            qkv.view(num_tokens, -1, head_dim),
+            key_cache,
+            value_cache,
+            out,
+            metadata.block_tables,
+            metadata.seq_lens,
+            metadata.max_seq_len,
+            scale,
+            sliding_window,
+            rotary=rotary,
+            pdl=self._pdl,
+        )
+        return out
 
 
 def _tile(x: Tensor, weight: Tensor, *, gated: bool = False) -> LinearConfig | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from engines.native.kernels.ops import Rotary
 from engines.native.layers.attention_metadata import AttentionMetadata
 from engines.native.layers.context import LayerContext
 from engines.native.layers.linear import Part, column_parallel, row_parallel
@@ -29,17 +30,15 @@ class Attention:
         ]
         self.qkv_proj = column_parallel(context, config.hidden_size, parts, config.qkv_bias)
         self.o_proj = row_parallel(context, Part(f"{name}.o_proj", heads, head_dim), config.hidden_size, config.o_bias)
-        self.q_norm, self.k_norm = (
+        q_norm, k_norm = (
             RMSNorm(context, f"{name}.{which}", head_dim, config.rms_norm_eps).weight if config.qk_norm else None
             for which in ("q_norm", "k_norm")
         )
         self.norm = norm
         self.num_heads, self.num_kv_heads = (_count(context.shard.take(units, name)) for units in (heads, kv_heads))
-        self.head_dim = head_dim
-        self.eps = config.rms_norm_eps
+        self.rotary = Rotary(cos_sin, q_norm, k_norm, config.rms_norm_eps)
         self.scale = config.attention_scale
         self.sliding_window = config.sliding_windows[layer]
-        self.cos_sin = cos_sin  # [max_positions, rotary_dim] float32
         self._ops = context.ops
 
     def __call__(
@@ -56,21 +55,17 @@ class Attention:
         """
         key_cache, value_cache = kv_cache
         qkv, residual = self.norm.then_linear(x, residual, self.qkv_proj)
-        q = self._ops.rope_and_cache(
+        mixed = self._ops.attend(
             qkv,
             positions,
-            self.cos_sin,
-            self.q_norm,
-            self.k_norm,
-            self.eps,
+            self.rotary,
             key_cache,
             value_cache,
-            metadata.slot_mapping,
+            metadata,
             self.num_heads,
-            self.num_kv_heads,
-            self.head_dim,
+            self.scale,
+            self.sliding_window,
         )
-        mixed = self._ops.paged_attention(q, key_cache, value_cache, metadata, self.scale, self.sliding_window)
         return self.o_proj(mixed.flatten(1)), residual
 
 

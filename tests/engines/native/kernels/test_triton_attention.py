@@ -8,9 +8,11 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_attention
+from engines.native.kernels.ops import Rotary
 from engines.native.kernels.triton_attention_decode import choose_decode_tiles, num_decode_splits
 from engines.native.kernels.triton_attention_prefill import choose_prefill_tiles
 from engines.native.kernels.triton_launch import arrival_counters
+from engines.native.kernels.triton_ops import TritonOps
 from engines.native.layers.attention_metadata import AttentionMetadata
 
 
@@ -206,3 +208,39 @@ def test_a_cache_in_e4m3_is_read_as_it_is(
     batch = ragged_batch(*lengths, device)
     caches = [cache.nan_to_num().to(torch.float8_e4m3fn) for cache in (batch.key_cache, batch.value_cache)]
     assert_matches_reference(Batch(batch.query, caches[0], caches[1], batch.metadata), sliding_window=window)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk-norm"])
+@pytest.mark.parametrize(
+    ("seq_lens", "block_size", "window"),
+    [([1, 5, 0, 200], 16, 0), ([64, 65, 128, 1], 16, 0), ([700], 64, 0), ([300, 20], 5, 40)],
+    ids=["padding", "at tiles' ends", "splits", "window"],
+)
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(4, 2, 64), (3, 3, 16), (8, 1, 80)])
+def test_decodes_rotate_and_cache_as_they_attend(
+    seq_lens: list[int], block_size: int, window: int, qk_norm: bool, num_heads: int, num_kv_heads: int, head_dim: int,
+    device: torch.device,
+) -> None:  # fmt: skip
+    batch = ragged_batch(
+        [1] * len(seq_lens), seq_lens, device, block_size=block_size, num_heads=num_heads, num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+    )  # fmt: skip
+    dtype = batch.query.dtype
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    lengths = torch.tensor(seq_lens, device=device)
+    positions = (lengths - 1).clamp(min=0)
+    blocks = batch.metadata.block_tables.gather(1, (positions // block_size)[:, None])[:, 0]
+    slots = (blocks * block_size + positions % block_size).masked_fill(lengths == 0, -1)
+    metadata = dataclasses.replace(batch.metadata, slot_mapping=slots)
+    angles = torch.rand(1000, head_dim // 2, device=device) * 6
+    norms = torch.rand(2, head_dim, device=device).to(dtype) if qk_norm else (None, None)
+    rotary = Rotary(torch.cat((angles.cos(), angles.sin()), 1), *norms, 1e-6)
+    qkv = torch.randn(len(seq_lens), (num_heads + 2 * num_kv_heads) * head_dim, device=device).to(dtype)
+    caches = [batch.key_cache.clone(), batch.value_cache.clone()]
+    expected_caches = [cache.clone() for cache in caches]
+    got = TritonOps().attend(qkv, positions, rotary, *caches, metadata, num_heads, 0.2, window)
+    expected = reference.attend(qkv, positions, rotary, *expected_caches, metadata, num_heads, 0.2, window)
+    torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
+    for cache, expected_cache in zip(caches, expected_caches, strict=True):
+        torch.testing.assert_close(cache, expected_cache, equal_nan=True, atol=tolerance, rtol=tolerance)
+    assert not arrival_counters(device).any()
