@@ -1,8 +1,7 @@
-"""Grammars through llguidance: compiled in a thread and kept, advanced token by token, turned into masks.
+"""Grammars through llguidance: compiled in a thread and kept, advanced token by token.
 
-The only module that knows the library. What it is given are `GrammarSpec`s; the library checks them, and what it cannot
-honour it says by the keyword, which becomes a GrammarError. Schemas never reach the network: a `$ref` that points
-outside its schema is an error.
+What it is given are `GrammarSpec`s; the library checks them, and what it cannot honour it says by the keyword, which
+becomes a GrammarError. Schemas never reach the network: a `$ref` that points outside its schema is an error.
 
 Grammars that were compiled are kept, the most recently used ones, and a sequence gets a copy that shares the compiled
 tables (some microseconds). The vocabulary itself is read once, in the same thread, when the first grammar is asked for.
@@ -10,40 +9,37 @@ tables (some microseconds). The vocabulary itself is read once, in the same thre
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import re
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import llguidance
-import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 
 from engines.errors import HeadraceError
 from engines.native.grammar.constraint import (
     Choosing,
-    Free,
     GrammarError,
     Limit,
     Matched,
-    OneToken,
     Progress,
     TokenConstraint,
     TokenMasks,
 )
-from engines.native.grammar.thinking import ThinkingConstraint
+from engines.native.grammar.masks import MaskMaker
+from engines.native.grammar.vocabulary import Vocabulary
 from engines.native.tokenizer import Tokenizer
 from engines.native.types import GrammarSpec, ThinkingSpec
 
 MAX_GRAMMARS = 256  # compiled ones that are kept
 _MAX_ERROR_CHARS = 300
 _COMPILER_THREADS = 2
-_MAX_MASK_THREADS = 8
+_TABLES_A_THREAD = 2  # the library cuts a step's rows into twice as many parts as it has threads
 
 LoadVocabulary = Callable[[], tuple[Tokenizer, frozenset[int]]]
 """The tokenizer, and the ids that the model ends with beside those that the tokenizer names."""
@@ -52,46 +48,72 @@ LoadVocabulary = Callable[[], tuple[Tokenizer, frozenset[int]]]
 class GrammarConstraint:
     """Satisfies `TokenConstraint`."""
 
-    __slots__ = ("matcher",)
+    __slots__ = ("_limit", "matcher")
 
-    def __init__(self, matcher: llguidance.LLMatcher) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, table: int) -> None:
         self.matcher = matcher
+        self._limit: Matched = Matched(matcher, table=table)
 
     @property
     def error(self) -> str:
         return _first_line(self.matcher.get_error())
 
     def limit(self) -> Limit:
-        return Matched(self.matcher)
+        return self._limit
 
     def limit_or(self, token_id: int) -> Limit:
-        return Matched(self.matcher, token_id)
+        return Matched(self.matcher, token_id, self._limit.table)
 
     def advance(self, token_id: int) -> Progress:
-        matcher = self.matcher
-        if matcher.is_error() or not matcher.consume_token(token_id):
+        if not self.matcher.consume_token(token_id):  # nor is anything taken in after an error
             return "failed"
-        return "complete" if matcher.is_stopped() else "open"
+        return "complete" if self.matcher.is_stopped() else "open"
+
+
+class _Grammar:
+    """What was compiled of one spec: once, or more often where threads make masks, for rows that share tables wait for
+    each other. Requests get the tables in turn."""
+
+    def __init__(self, max_tables: int) -> None:
+        self._max_tables = max_tables
+        self._tables: list[Future[_Table]] = []
+        self._turns = itertools.count()
+
+    def take(self, compile_: Callable[[], Future[_Table]]) -> Future[_Table]:
+        turn = next(self._turns) % self._max_tables
+        if turn == len(self._tables):
+            self._tables.append(compile_())
+        return self._tables[turn]
+
+
+class _Table(NamedTuple):
+    """A compiled grammar at its start, and a number of its own."""
+
+    number: int
+    start: llguidance.LLMatcher
 
 
 class GrammarCompiler:
     """Satisfies `Constraints`, for one model.
 
     `load` is called once, in a thread. `vocab_size` is the model's, which may exceed the tokenizer's: ids beyond that
-    are never allowed. `mask_threads` make the masks of one step; half the cores unless told.
+    are never allowed. `mask_threads` make the masks of one step.
     """
 
-    def __init__(self, load: LoadVocabulary, vocab_size: int, mask_threads: int | None = None) -> None:
+    def __init__(self, load: LoadVocabulary, vocab_size: int, mask_threads: int = 1) -> None:
         self._load = load
         self._vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(_COMPILER_THREADS, thread_name_prefix="grammar")
-        self._vocabulary: Future[_Vocabulary] | None = None
-        self._eos_token_ids: frozenset[int] = frozenset()
-        self._unended = np.zeros(-(-vocab_size // 32), dtype=np.int32)  # every token of the vocabulary but the ends
-        self._bits = np.zeros((0, -(-vocab_size // 32)), dtype=np.int32)
-        self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
-        threads = mask_threads or min(_MAX_MASK_THREADS, (os.cpu_count() or 1) // 2)
-        self._executor = llguidance.LLExecutor(threads) if threads > 1 else None
+        self._vocabulary: Future[Vocabulary] | None = None
+        self._max_tables = 1 if mask_threads == 1 else mask_threads * _TABLES_A_THREAD
+        self._compiled: OrderedDict[GrammarSpec, _Grammar] = OrderedDict()
+        self._table_numbers = itertools.count()
+        self._masks = MaskMaker(vocab_size, mask_threads)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """What an answer may end with; known when the first constraint is."""
+        return self._masks.eos_token_ids
 
     def request(self, grammar: GrammarSpec | None, thinking: ThinkingSpec | None = None) -> Future[TokenConstraint]:
         if self._vocabulary is None:
@@ -101,64 +123,24 @@ class GrammarCompiler:
             return _then(self._vocabulary, lambda vocabulary: vocabulary.thinking(thinking, None))
         compiled = self._compiled.get(grammar)
         if compiled is None:
-            compiled = self._compiled[grammar] = self._threads.submit(self._compile, grammar, self._vocabulary)
+            compiled = self._compiled[grammar] = _Grammar(self._max_tables)
             if len(self._compiled) > MAX_GRAMMARS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         vocabulary = self._vocabulary
 
-        def constraint(matcher: llguidance.LLMatcher) -> TokenConstraint:
-            inner = GrammarConstraint(matcher.deep_copy())
+        def constraint(table: _Table) -> TokenConstraint:
+            inner = GrammarConstraint(table.start.deep_copy(), table.number)
             return inner if thinking is None else vocabulary.result().thinking(thinking, inner)
 
-        return _then(compiled, constraint)
+        return _then(compiled.take(lambda: self._threads.submit(self._compile, grammar, vocabulary)), constraint)
 
     def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
-        limited = [(choice, limit) for choice in choosing if not isinstance(limit := choice.constraint.limit(), Free)]
-        bits = self._cleared_rows(len(limited))
-        matchers: list[tuple[llguidance.LLMatcher, int]] = []
-        for row, (_, limit) in enumerate(limited):
-            if isinstance(limit, Matched):
-                matchers.append((limit.matcher, row))
-            elif isinstance(limit, OneToken):
-                bits[row, limit.token_id // 32] = _bit(limit.token_id)
-            else:
-                bits[row] = self._unended
-        self._match(matchers, bits)
-        for row, (choice, limit) in zip(bits, limited, strict=True):
-            if isinstance(limit, Matched):
-                self._hold_back_end(row, choice.stop_token_ids)
-                if limit.also >= 0:
-                    row[limit.also // 32] |= _bit(limit.also)
-        return TokenMasks([choice.place for choice, _ in limited], bits)
-
-    def _cleared_rows(self, count: int) -> np.ndarray:
-        """Memory that the last masks were in: a megabyte of new pages in every step costs more than what they hold."""
-        if len(self._bits) < count:
-            self._bits = np.zeros((2 * count, -(-self._vocab_size // 32)), dtype=np.int32)
-        bits = self._bits[:count]
-        bits.fill(0)
-        return bits
-
-    def _match(self, matchers: list[tuple[llguidance.LLMatcher, int]], bits: np.ndarray) -> None:
-        if self._executor is not None and len(matchers) > 1:
-            self._executor.unsafe_compute_mask_ptr(matchers, bits.ctypes.data, bits.strides[0], len(bits))
-            return
-        for matcher, row in matchers:
-            matcher.unsafe_compute_mask_ptr(bits[row].ctypes.data, bits[row].nbytes)
-
-    def _hold_back_end(self, row: np.ndarray, stop_token_ids: frozenset[int]) -> None:
-        """Forbid end tokens that do not count now, unless the grammar has nothing else to say."""
-        forbidden = [token_id for token_id in self._eos_token_ids - stop_token_ids if _get(row, token_id)]
-        for token_id in forbidden:
-            row[token_id // 32] ^= _bit(token_id)
-        if forbidden and not row.any():
-            for token_id in forbidden:
-                row[token_id // 32] ^= _bit(token_id)
+        return self._masks.masks(choosing)
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 
-    def _read_vocabulary(self) -> _Vocabulary:
+    def _read_vocabulary(self) -> Vocabulary:
         try:
             tokenizer, more_eos = self._load()
         except (ValueError, OSError, HeadraceError) as error:
@@ -168,58 +150,18 @@ class GrammarCompiler:
         ends = frozenset(token_id for token_id in tokenizer.eos_token_ids | more_eos if token_id < self._vocab_size)
         if not ends:
             raise GrammarError("this model has no end token, so its answers cannot be constrained")
-        vocabulary = _Vocabulary(tokenizer, self._vocab_size, ends)
-        self._eos_token_ids = ends
-        everything = np.ones(self._unended.size * 32, dtype=bool)
-        everything[[*ends]] = False
-        everything[tokenizer.vocab_size :] = False
-        self._unended = np.packbits(everything, bitorder="little").view(np.int32)
+        vocabulary = Vocabulary(tokenizer, self._vocab_size, ends)
+        self._masks.set_vocabulary(tokenizer.vocab_size, ends)
         return vocabulary
 
-    def _compile(self, spec: GrammarSpec, vocabulary: Future[_Vocabulary]) -> llguidance.LLMatcher:
+    def _compile(self, spec: GrammarSpec, vocabulary: Future[Vocabulary]) -> _Table:
         # The vocabulary was submitted before and by one of several threads, so that waiting for it ends.
         matcher = llguidance.LLMatcher(vocabulary.result().tokens, _grammar_text(spec), log_level=0)
         if matcher.is_error():
             raise GrammarError(_explain(matcher.get_error()))
         if matcher.is_stopped():
             raise GrammarError("it allows nothing but an empty answer")
-        return matcher
-
-
-class _Vocabulary:
-    """A tokenizer as the library has it, and what following reasoning needs of it."""
-
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
-        self._tokenizer = tokenizer
-        self._token_bytes = [tokenizer.token_bytes[token_id] for token_id in range(vocab_size)]
-        wrapper: Any = _Wrapper(
-            self._token_bytes,
-            min(eos_token_ids),
-            sorted(token_id for token_id in tokenizer.special_ids if token_id < vocab_size),
-            tokenizer,
-        )
-        self.tokens = llguidance.LLTokenizer(wrapper, eos_token=sorted(eos_token_ids))
-
-    def thinking(self, spec: ThinkingSpec, inner: GrammarConstraint | None) -> ThinkingConstraint:
-        closing = self._tokenizer.encode(f"\n{spec.closing}\n\n", add_special_tokens=False)
-        return ThinkingConstraint(spec, inner, self._token_bytes, self._tokenizer.token_id(spec.opening), closing)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wrapper:
-    """What llguidance asks of a tokenizer."""
-
-    tokens: Sequence[bytes]
-    eos_token_id: int
-    special_token_ids: Sequence[int]
-    tokenizer: Tokenizer
-    bos_token_id: None = None
-    is_tokenizer_wrapper: bool = True
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8", "replace")
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return _Table(next(self._table_numbers), matcher)
 
 
 # --- grammars ---------------------------------------------------------------------------------------------------------
@@ -267,16 +209,6 @@ def _first_line(text: str) -> str:
 
 
 # --- small things -----------------------------------------------------------------------------------------------------
-
-
-def _bit(token_id: int) -> int:
-    """As a signed word."""
-    bit = token_id % 32
-    return 1 << bit if bit < 31 else -(1 << 31)
-
-
-def _get(row: np.ndarray, token_id: int) -> bool:
-    return bool(row[token_id // 32] & _bit(token_id))
 
 
 def _then(source: Future[Any], make: Callable[[Any], Any]) -> Future[Any]:

@@ -35,10 +35,12 @@ class OneToken:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """What a grammar allows, and `also` beside it where that is a token. `matcher` is the grammar library's."""
+    """What a grammar allows, and `also` beside it where that is a token. `matcher` is the grammar library's; masks of
+    matchers that share a `table` are made one after the other."""
 
     matcher: Any
     also: int = -1
+    table: int = 0
 
 
 Limit = Free | Unended | OneToken | Matched

@@ -52,7 +52,7 @@ def allowed(compiler: GrammarCompiler, constraint: GrammarConstraint, ends: froz
 def accepts(compiler: GrammarCompiler, tokenizer: Tokenizer, form: Any, text: str) -> bool:
     """Token by token, each allowed by the mask before it, and an end allowed after the last."""
     constraint = compile_(compiler, form)
-    ends = frozenset(compiler._eos_token_ids)
+    ends = frozenset(compiler.eos_token_ids)
     progress = "open"
     for token in tokenizer.encode(text, add_special_tokens=False):
         if progress == "complete" or token not in allowed(compiler, constraint, ends):
@@ -155,18 +155,18 @@ def test_keywords_that_ask_for_nothing_are_no_hindrance(compiler, schema):
 
 def test_ids_without_a_token_and_special_tokens_are_never_allowed(compiler, tokenizer):
     anything = compile_(compiler, Regex(r"(.|\n)*"))
-    tokens = allowed(compiler, anything, frozenset(compiler._eos_token_ids))
+    tokens = allowed(compiler, anything, frozenset(compiler.eos_token_ids))
     assert max(tokens) < tokenizer.vocab_size
-    assert tokens & tokenizer.special_ids == compiler._eos_token_ids
+    assert tokens & tokenizer.special_ids == compiler.eos_token_ids
     assert len(tokens) > 300
 
 
 def test_every_end_of_the_model_ends_a_complete_text_and_no_other(compiler, tokenizer):
     names = ("<|endoftext|>", "<|im_end|>")
-    assert {tokenizer.token_id(name) for name in names} == compiler._eos_token_ids
-    for end in compiler._eos_token_ids:
+    assert {tokenizer.token_id(name) for name in names} == compiler.eos_token_ids
+    for end in compiler.eos_token_ids:
         constraint = compile_(compiler, Regex("a+"))
-        everything = frozenset(compiler._eos_token_ids)
+        everything = frozenset(compiler.eos_token_ids)
         assert not everything & allowed(compiler, constraint, everything)
         assert constraint.advance(tokenizer.encode("a", False)[0]) == "open"
         assert everything <= allowed(compiler, constraint, everything)

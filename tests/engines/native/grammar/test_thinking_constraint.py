@@ -45,7 +45,7 @@ class Answer:
 
     def allowed(self) -> set[int] | None:
         """None: anything."""
-        masks = self.compiler.masks([Choosing(3, self.constraint, self.compiler._eos_token_ids)])
+        masks = self.compiler.masks([Choosing(3, self.constraint, self.compiler.eos_token_ids)])
         if not masks.places:
             return None
         assert masks.places == [3]
@@ -74,7 +74,7 @@ class Answer:
 
 
 def ends(compiler: GrammarCompiler) -> frozenset[int]:
-    return compiler._eos_token_ids
+    return compiler.eos_token_ids
 
 
 def test_a_grammar_waits_for_the_end_of_reasoning(compiler, tokenizer, opening):

@@ -72,7 +72,7 @@ def compiled(compiler: GrammarCompiler, spec) -> GrammarConstraint:
 
 
 def allowed(compiler: GrammarCompiler, constraint: GrammarConstraint) -> list[int]:
-    masks = compiler.masks([Choosing(0, constraint, compiler._eos_token_ids)])
+    masks = compiler.masks([Choosing(0, constraint, compiler.eos_token_ids)])
     return np.flatnonzero(np.unpackbits(masks.bits.view(np.uint8), bitorder="little")).tolist()
 
 
@@ -85,7 +85,7 @@ def random_answer(compiler, tokenizer, spec, rng: np.random.Generator, start: st
         tokens.append(token)
     while len(tokens) < limit:
         token = int(rng.choice(allowed(compiler, constraint)))
-        if token in compiler._eos_token_ids:
+        if token in compiler.eos_token_ids:
             break
         tokens.append(token)
         if constraint.advance(token) == "complete":
