@@ -3,6 +3,8 @@
     python -m benchmarks.structured_output valid [MODEL] [--schemas 1000] [--suite DIR]
     python -m benchmarks.structured_output cost MODEL_DIR [--dummy] [--concurrency 64] [--output-tokens 256]
         [--mask-threads 1 4 8]
+    python -m benchmarks.structured_output masks MODEL_DIR [--concurrency 64] [--steps 256] [--mask-threads 1]
+        [--library-slices]
 
 `valid` asks the model for one answer under each random schema (random_schemas.py), many at once, and validates each
 with jsonschema. With --suite it takes the schemas of a JSON Schema test suite's folder (its tests/draft2020-12) and
@@ -10,6 +12,10 @@ also holds every instance against the grammar alone: one that is invalid must no
 
 `cost` generates a fixed number of tokens for a batch of requests, of which none, one, half or all are bound to a schema
 that never ends, and compares the throughput; --mask-threads: with so many threads for masks, in turn.
+
+`masks` times what a step of such requests asks of the host alone (grammar_masks.py), and steps of other grammars
+beside; MODEL_DIR holds a tokenizer and config.json. --library-slices: with the slices that the grammar library cuts.
+
 --dummy: random weights, and a made-up vocabulary of the model's size where there is config.json alone. The last line is
 JSON.
 """
@@ -28,6 +34,7 @@ from typing import Any
 
 import jsonschema
 
+from benchmarks import grammar_masks
 from benchmarks.random_schemas import random_schema
 from config.engines import NativeSettings
 from engines.api import JsonSchema, StructuredOutput
@@ -194,7 +201,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
             threads: GrammarCompiler(lambda: (tokenizer, tokenizer.eos_token_ids), built.ready.vocab_size, threads)
             for threads in args.mask_threads
         }
-        rates: dict[tuple[int | None, int], list[float]] = {way: [] for way in ways}
+        rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
         for round_ in range(args.rounds + 1):
             for threads, count in ways:  # in turn, so that a machine's moods meet all alike
                 built.core._constraints = compilers[threads]
@@ -203,7 +210,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
                     rates[threads, count].append(rate)
     medians = {way: statistics.median(rates[way]) for way in ways}
     for (threads, count), rate in medians.items():
-        bound = f"{threads or 'default'} threads, {count:3} of {args.concurrency} bound"
+        bound = f"{threads} threads, {count:3} of {args.concurrency} bound"
         print(f"{bound}: {rate:9.1f} tok/s, {rate / medians[threads, 0]:.1%} of unbound")
     return {
         "model": built.ready.model,
@@ -212,7 +219,7 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
         "concurrency": args.concurrency,
         "output_tokens": args.output_tokens,
         "tokens_per_s": {
-            str(threads or "default"): {str(count): round(medians[threads, count], 1) for count in counts}
+            str(threads): {str(count): round(medians[threads, count], 1) for count in counts}
             for threads in args.mask_threads
         },
     }
@@ -264,6 +271,15 @@ def made_up_tokenizer(vocab_size: int, folder: Path) -> Path:
     return folder
 
 
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def masks(args: argparse.Namespace) -> dict[str, Any]:
+    schemas = {f"schema {seed}": schema_spec(random_schema(seed)) for seed in range(6)}
+    run = grammar_masks.Run(args.concurrency, args.steps, args.mask_threads, args.library_slices)
+    return grammar_masks.measure(Path(args.model), schema_spec(ENDLESS), schemas, run)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(dest="mode", required=True)
@@ -280,9 +296,15 @@ def main() -> None:
     price.add_argument("--concurrency", type=int, default=64)
     price.add_argument("--output-tokens", type=int, default=256)
     price.add_argument("--rounds", type=int, default=3)
-    price.add_argument("--mask-threads", type=int, nargs="+", default=[None])
+    price.add_argument("--mask-threads", type=int, nargs="+", default=[1])
+    host = modes.add_parser("masks")
+    host.add_argument("model")
+    host.add_argument("--concurrency", type=int, default=64)
+    host.add_argument("--steps", type=int, default=256)
+    host.add_argument("--mask-threads", type=int, default=1)
+    host.add_argument("--library-slices", action="store_true")
     args = parser.parse_args()
-    print(json.dumps(valid(args) if args.mode == "valid" else cost(args)))
+    print(json.dumps({"valid": valid, "cost": cost, "masks": masks}[args.mode](args)))
 
 
 if __name__ == "__main__":
