@@ -144,6 +144,16 @@ def test_rows_of_one_grammar_share_tables_unless_threads_could_not_use_them_at_o
     assert sorted(numbers.count(number) for number in set(numbers)) == [10] * 4, "so many and no more"
 
 
+def test_no_more_than_the_grammars_used_last_are_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("engines.native.grammar.compiler.MAX_GRAMMARS", 3)
+    compiler = loaded(tokenizer, threads=2)
+    first = tables(constrained(compiler, Regex("b"), 4))
+    for text in "cdb":
+        assert (tables(constrained(compiler, Regex(text), 4)) == first) == (text == "b"), "kept, used or not"
+    constrained(compiler, Regex("e"))
+    assert [kept.text for kept in compiler._compiled] == ["d", "b", "e"]
+
+
 class Limited:
     """A constraint of one limit."""
 
