@@ -51,7 +51,7 @@ def _load_x(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, columns, in_range, st
 
 
 @triton.jit
-def _store_outputs(acc, up, squares, columns, bias_ptr, out_ptr, N, K, eps, NORM: tl.constexpr, GATED: tl.constexpr,
+def store_outputs(acc, up, squares, columns, bias_ptr, out_ptr, N, K, eps, NORM: tl.constexpr, GATED: tl.constexpr,
                    HAS_BIAS: tl.constexpr):  # fmt: skip
     if NORM:
         # The scale is common to the whole vector, so it can wait until the squares are known.
@@ -159,7 +159,7 @@ def _byte_gemv_kernel(
         acc *= tl.load(scale_ptr + rows).to(tl.float32)
         if GATED:
             up *= tl.load(scale_ptr + N + rows).to(tl.float32)
-    _store_outputs(acc, up, tl.sum(squares, axis=0), columns, bias_ptr, out_ptr, N, K, eps, NORM, GATED, HAS_BIAS)
+    store_outputs(acc, up, tl.sum(squares, axis=0), columns, bias_ptr, out_ptr, N, K, eps, NORM, GATED, HAS_BIAS)
 
 
 def quantized_gemv(
@@ -217,5 +217,11 @@ def quantized_gemv(
 
 @functools.cache
 def choose_config(n: int, k: int, gated: bool) -> GemvConfig:
-    """For a weight of n rows (twice that if gated) of k columns: as many bytes a block as the plain weights' kernel."""
-    return GemvConfig(block_n=4, block_k=min(1024 if gated else 2048, max(16, next_power_of_2(k))), pdl=n * k <= 2**25)
+    """For a weight of n rows (twice that if gated) of k, from timings on an H200 (benchmarks/gpu/NOTES.md)."""
+    widest = max(16, next_power_of_2(k))
+    if gated:
+        return GemvConfig(block_n=4, block_k=min(1024, widest), pdl=n * k <= 2**25)
+    if n * k <= 2**25:
+        return GemvConfig(block_n=4, block_k=min(2048, widest))
+    block_n, block_k = (8, 1024) if n * k >= 2**26 else (4, 2048)
+    return GemvConfig(block_n, min(block_k, widest), prefetch_bytes=8 * 1024)
