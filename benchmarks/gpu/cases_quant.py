@@ -21,6 +21,7 @@ from benchmarks.gpu.timing import num_copies
 from engines.native.kernels import reference, triton_int4_weight, triton_quantize
 from engines.native.kernels.quantized import Product
 from engines.native.kernels.triton_gemv import GemvConfig
+from engines.native.kernels.triton_int4_gemv import Int4GemvConfig, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_linear import LinearConfig
@@ -30,19 +31,38 @@ from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
 from engines.native.quantization.bitsandbytes import TABLES
 from engines.native.quantization.fp8 import Fp8Quantizer
-from engines.native.quantization.int4 import Int4Quantizer, unpack_words
+from engines.native.quantization.int4 import INT4, Int4Quantizer, unpack_words
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import QuantizedWeight
 
 Run = Callable[[Tensor, QuantizedWeight], Tensor]
+Gemv = GemvConfig | Int4GemvConfig
 
 BATCHES = (1, 8, 64, 256, 2048)
+BITS = {"int4": 4.5, "int4 g32": 5.0, "fp8": 8.0, "int8": 8.0, "nf4": 4.5}  # a weight, and its share of scales
 BYTE_GEMV = [
     GemvConfig(4, 2048),
     GemvConfig(4, 4096, 8),
     GemvConfig(8, 1024),
     GemvConfig(2, 4096),
     GemvConfig(8, 2048, 8),
+    GemvConfig(4, 2048, prefetch_bytes=8 * 1024),
+    GemvConfig(8, 1024, prefetch_bytes=8 * 1024),
+]
+_INT4_ROWS = [
+    Int4GemvConfig(4, 4096, 4),
+    Int4GemvConfig(4, 2048, 2),
+    Int4GemvConfig(4, 1024, 1),
+    Int4GemvConfig(8, 1024, 1),
+]
+INT4_GEMV = [
+    *_INT4_ROWS,
+    *(replace(config, prefetch_bytes=8 * 1024) for config in _INT4_ROWS),
+    *(replace(config, early=False) for config in _INT4_ROWS[::3]),
+    *(replace(config, pdl=False) for config in _INT4_ROWS[::3]),
+    Int4GemvConfig(8, 2048, 2),
+    Int4GemvConfig(8, 4096, 4),
+    Int4GemvConfig(2, 4096, 4),
 ]
 TILES = {
     8: [
@@ -96,7 +116,12 @@ def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
         from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
 
         return BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4", 64).quantize(weight)
-    return {"fp8": Fp8Quantizer(), "int8": Int8Quantizer(), "int4": Int4Quantizer(64)}[kind].quantize(weight)
+    return {
+        "fp8": Fp8Quantizer(),
+        "int8": Int8Quantizer(),
+        "int4": Int4Quantizer(64),
+        "int4 g32": Int4Quantizer(32),
+    }[kind].quantize(weight)
 
 
 @functools.lru_cache(maxsize=8)
@@ -109,33 +134,32 @@ def _weights(kind: str, n: int, k: int, copies: int) -> tuple[Tensor, tuple[Quan
 
 
 def _build(kind: str, m: int, n: int, k: int, run: Run, checked: bool, warm: bool) -> Built:
-    bits = 4.5 if kind in ("int4", *TABLES) else 8.0
-    copies = 1 if warm else num_copies(int(n * k * bits / 8))
+    copies = 1 if warm else num_copies(int(n * k * BITS[kind] / 8))
     _, weights = _weights(kind, n, k, copies)
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
     calls = [functools.partial(run, x, weight) for weight in weights]
     return Built(calls, (lambda: reference.linear(x.float(), weights[0].dequantize())) if checked else None)
 
 
-def _build_fused(kind: str, n: int, k: int, gated: bool, config: GemvConfig | None, apart: bool, warm: bool) -> Built:
-    copies = 1 if warm else num_copies(n * k)
+def _build_fused(kind: str, n: int, k: int, gated: bool, config: Gemv | None, apart: bool, warm: bool) -> Built:
+    copies = 1 if warm else num_copies(int(n * k * BITS[kind] / 8))
     _, weights = _weights(kind, n, k, copies)
     x, residual = torch.randn(2, 1, k, device="cuda", dtype=torch.bfloat16)
     norm = torch.rand(k, device="cuda", dtype=torch.bfloat16)
     ops = TritonOps()
     twin = reference.norm_gated_linear if gated else reference.norm_linear
 
-    def fused(weight: QuantizedWeight) -> Tensor:
+    def fused(weight: QuantizedWeight | Int4Weight) -> Tensor:
+        gemv = int4_gemv if isinstance(weight, Int4Weight) else quantized_gemv
         if apart:
             normed = ops.add_rms_norm(x, residual, norm, 1e-6)[0]
-            out = quantized_gemv(normed, weight, pdl=True)[0]
+            out = gemv(normed, weight, pdl=True)[0]
             return ops.silu_and_mul(out) if gated else out
-        return quantized_gemv(
-            x, weight, residual=residual, norm_weight=norm, eps=1e-6, gated=gated, pdl=True, config=config
-        )[0]
+        return gemv(x, weight, residual=residual, norm_weight=norm, eps=1e-6, gated=gated, pdl=True, config=config)[0]
 
     expected = lambda: twin(x.float(), residual.float(), norm.float(), 1e-6, weights[0].dequantize())[0]  # noqa: E731
-    return Built([functools.partial(fused, weight) for weight in weights], expected)
+    prepared = [Int4Weight.of(weight) if weight.format is INT4 else weight for weight in weights]
+    return Built([functools.partial(fused, weight) for weight in prepared], expected)
 
 
 def _build_bf16(m: int, n: int, k: int, warm: bool) -> Built:
@@ -145,17 +169,17 @@ def _build_bf16(m: int, n: int, k: int, warm: bool) -> Built:
     return Built([functools.partial(ops.linear, x, weight) for weight in weights])
 
 
-def _build_tinygemm(m: int, n: int, k: int, warm: bool) -> Built:
+def _build_tinygemm(kind: str, m: int, n: int, k: int, warm: bool) -> Built:
     """torch._weight_int4pack_mm of the same codes, in its own layout."""
-    copies = 1 if warm else num_copies(int(n * k * 0.56))
-    _, (weight, *_) = _weights("int4", n, k, copies)
+    copies = 1 if warm else num_copies(int(n * k * BITS[kind] / 8))
+    _, (weight, *_) = _weights(kind, n, k, copies)
     codes = unpack_words(weight.codes)
     packed = torch._convert_weight_to_int4pack(((codes[:, ::2] << 4) | codes[:, 1::2]).to(torch.uint8), 8)
     assert weight.offsets is not None
     affine = torch.stack([weight.scales, weight.offsets], dim=2).transpose(0, 1).contiguous().bfloat16()
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
     copied = [packed.clone() for _ in range(copies)]
-    calls = [functools.partial(torch._weight_int4pack_mm, x, each, 64, affine) for each in copied]
+    calls = [functools.partial(torch._weight_int4pack_mm, x, each, weight.group_size, affine) for each in copied]
     return Built(calls, lambda: reference.linear(x.float(), weight.dequantize()))
 
 
@@ -172,7 +196,9 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
     yield "ops", chosen
     if kind in TABLES:
         return
-    if kind == "int4":
+    if kind.startswith("int4"):
+        for config in INT4_GEMV if m == 1 else []:
+            yield _label(config), lambda x, w, config=config: int4_gemv(x, int4(w), pdl=True, config=config)[0]
         for config in INT4_TILES.get(m, []):
             yield _label(config), lambda x, w, config=config: int4_linear(x, int4(w), pdl=True, config=config)
         if m >= 64:
@@ -196,10 +222,16 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
         yield "torch int8pack", lambda x, w: torch._weight_int8pack_mm(x, w.codes, w.scales.view(-1).to(x.dtype))
 
 
-def _label(config: GemvConfig | LinearConfig) -> str:
-    m, split = (1, 1) if isinstance(config, GemvConfig) else (config.block_m, config.split_k)
-    name = f"{m}x{config.block_n}x{config.block_k}" + (f"k{split}" if split > 1 else "") + f"w{config.num_warps}"
-    return name + (f"s{config.num_stages}" if isinstance(config, LinearConfig) else "") + "+pdl" * config.pdl
+def _label(config: Gemv | LinearConfig) -> str:
+    """gemv or the tile's tokens, rows, columns, splits of them, warps, stages, and how it is launched."""
+    if isinstance(config, LinearConfig):
+        split = f"k{config.split_k}" if config.split_k > 1 else ""
+        name = f"{config.block_m}x{config.block_n}x{config.block_k}{split}w{config.num_warps}s{config.num_stages}"
+        return name + "+pdl" * config.pdl
+    name = f"gemv {config.block_n}x{config.block_k}w{config.num_warps}"
+    if isinstance(config, Int4GemvConfig):
+        name += "" if config.early else " late"
+    return name + (f"+pdl{config.prefetch_bytes // 1024}" if config.pdl else "")
 
 
 def _fused_cases(kind: str, name: str, n: int, k: int, num_bytes: float) -> Iterator[Case]:
@@ -207,7 +239,7 @@ def _fused_cases(kind: str, name: str, n: int, k: int, num_bytes: float) -> Iter
     for label, config, apart in [
         ("ops", None, False),
         ("apart", None, True),
-        *((_label(c), c, False) for c in BYTE_GEMV),
+        *((_label(c), c, False) for c in (INT4_GEMV if kind.startswith("int4") else BYTE_GEMV)),
     ]:
         yield Case("quant", f"{kind}+norm", f"{name} M1", label, num_bytes, 2.0 * n * k,
                    functools.partial(_build_fused, kind, n, k, gated, config, apart),
@@ -222,17 +254,17 @@ def cases() -> Iterator[Case]:
             moved = 2.0 * m * (n + k)
             yield Case("quant", "bf16", f"{name} M{m}", "ops", 2.0 * n * k + moved, 2.0 * m * n * k,
                        functools.partial(_build_bf16, m, n, k), compile_key=f"bf16 {name} {m}")  # fmt: skip
-            for kind, bits in (("int4", 4.5), ("fp8", 8.0), ("int8", 8.0), ("nf4", 4.5)):
-                if name == "head" and bits < 8:
+            for kind, bits in BITS.items():
+                if (name == "head" and bits < 8) or (kind == "int4 g32" and m > 8):
                     continue
                 flops = 2.0 * m * n * k / (2 if kind == "fp8" else 1)
                 num_bytes = n * k * bits / 8 + moved
                 for variant, run in _products(kind, m):
-                    key = f"{kind} {variant}" + (f" {name} {m}" if variant == "ops" else "")
+                    key = f"{kind} {variant}" + (f" {name} {m}" if variant == "ops" or "gemv" in variant else "")
                     yield Case("quant", kind, f"{name} M{m}", variant, num_bytes, flops,
                                functools.partial(_build, kind, m, n, k, run, n < 100_000), compile_key=key)  # fmt: skip
-                if kind == "int4" and m <= 256:
+                if kind.startswith("int4") and m <= 256:
                     yield Case("quant", kind, f"{name} M{m}", "tinygemm", num_bytes, flops,
-                               functools.partial(_build_tinygemm, m, n, k))  # fmt: skip
-                if m == 1 and name in ("qkv", "gate_up") and kind in ("fp8", "int8"):
+                               functools.partial(_build_tinygemm, kind, m, n, k))  # fmt: skip
+                if m == 1 and name in ("qkv", "gate_up") and kind != "nf4":
                     yield from _fused_cases(kind, name, n, k, num_bytes)

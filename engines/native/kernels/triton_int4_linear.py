@@ -1,4 +1,4 @@
-"""Linear layers over 4-bit weights, for one token up to some tiles of them.
+"""Linear layers over 4-bit weights, for a handful of tokens up to some tiles of them.
 
 x [M, K] times weight [N, K] transposed on the matrix units. The weight is the first operand and is dequantized in the
 registers that it is multiplied from: out^T = W x^T. K may be cut over several blocks (split-K); partial sums meet in

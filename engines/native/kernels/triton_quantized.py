@@ -1,7 +1,7 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
-One token has products of 8 bits that take norm, residual and gate along; up to TILE_ROWS tokens
-have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
+One token has products that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that dequantize in
+registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
 that have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
 nf4 and fp4 are bitsandbytes' own products throughout.
 """
@@ -21,6 +21,7 @@ from torch.nn import functional
 from engines.native.kernels import triton_int4_weight, triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product
+from engines.native.kernels.triton_int4_gemv import can_multiply, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
@@ -40,25 +41,43 @@ def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
     if weight.format.name in TABLES:
         return BitsAndBytesProduct.of(weight)
     if weight.format.name == "int4":
-        return Int4Product(Int4Weight.of(weight), pdl)
+        paired = Int4Weight.of(weight)
+        return Int4Product(paired, pdl, can_multiply(paired))
     return ByteProduct(weight, pdl, _multiplies_e4m3(weight))
 
 
 @dataclass(frozen=True, slots=True)
 class Int4Product(Product):
-    """Norm and gate of one token are kernels of their own: a tile that takes them along reads x too often."""
+    """Norm and gate of a few tokens are kernels of their own: a tile that takes them along reads x too often."""
 
     weight: Int4Weight
     pdl: bool
+    gemv: bool  # whether one token has a kernel of its own
 
     def tensors(self) -> list[Tensor]:
         return [self.weight.codes, self.weight.affine]
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
+        if x.shape[0] == 1 and self.gemv:
+            return int4_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
         if x.shape[0] <= TILE_ROWS:
             return int4_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_int4_weight.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
+
+    def norm_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
+                    bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        if x.shape[0] == 1 and self.gemv:
+            return int4_gemv(x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl)
+        return Product.norm_linear(self, ops, x, residual, norm_weight, eps, bias)
+
+    def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
+                          bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+        if x.shape[0] == 1 and self.gemv:
+            return int4_gemv(
+                x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
+            )
+        return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engines.native.kernels import triton_int4_linear, triton_int4_weight, triton_quantized_linear
+from engines.native.kernels import triton_int4_gemv, triton_int4_linear, triton_int4_weight, triton_quantized_linear
 from engines.native.kernels.triton_kernel import Kernel
 
 N, K = 4096, 12288
 TYPES = {
     "x_ptr": "*bf16",
+    "residual_ptr": "*bf16",
+    "norm_weight_ptr": "*bf16",
+    "sum_ptr": "*bf16",
+    "eps": "fp32",
     "affine_ptr": "*fp16",
     "bias_ptr": "*bf16",
     "out_ptr": "*bf16",
@@ -71,6 +75,20 @@ def kernels() -> Iterator[tuple[str, Any]]:
                 num_warps=config.num_warps, num_stages=config.num_stages,
             ),
         )  # fmt: skip
+    for n, k, group, gated in ((6144, N, 32, False), (12288, N, 32, True), (N, K, 64, False), (N, 896, 128, False)):
+        config = triton_int4_gemv.choose_config(n, k, gated=gated)
+        constants = {
+            "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group, "EVEN": k % config.block_k == 0,
+            "MANY_STEPS": k > config.block_k, "NORM": gated, "HAS_RESIDUAL": gated, "GATED": gated, "HAS_BIAS": False,
+            "ASM": True, "EARLY": config.early, "PREFETCH_WORDS": config.prefetch_bytes // (8 * config.block_n),
+            "PDL": True,
+        }  # fmt: skip
+        yield (
+            f"int4 gemv {n} {k} {group}",
+            lambda constants=constants, config=config: compiled(
+                triton_int4_gemv._int4_gemv_kernel, {"weight_ptr": "*i32"}, constants, num_warps=config.num_warps
+            ),
+        )
     constants = {"BLOCK_N": 16, "BLOCK_K": 256, "GROUP": 64, "GROUPS": 4, "ASM": True, "PDL": True}
     yield (
         "int4 dequantize",
@@ -100,7 +118,9 @@ def main() -> None:
         for name, result in [(name, pool.submit(compile_one)) for name, compile_one in kernels()]:
             kernel = result.result()
             copies = kernel.asm["ttgir"].count("ttg.async_copy_global_to_local")
-            print(json.dumps({"name": name, "shared": kernel.metadata.shared, "async_copies": copies}))
+            wide_loads = kernel.asm["ptx"].count("ld.global.v4.b32")
+            print(json.dumps({"name": name, "shared": kernel.metadata.shared, "async_copies": copies,
+                              "wide_loads": wide_loads}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,8 +24,13 @@ def test_quantized_products_compile_for_a_gpu_and_fit_it(tmp_path: Path) -> None
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(kernels) == 10
+    assert len(kernels) == 14
     for kernel in kernels:
         assert kernel["shared"] <= 227 * 1024, kernel
+        if "gemv" in kernel["name"]:
+            # A thread's chunk of a row and its columns of x come in 16 bytes, and nothing but sums is exchanged.
+            assert kernel["wide_loads"] >= 8 + 4, kernel
+            assert kernel["shared"] <= 512, kernel
         # Codes, scales and x are copied ahead of the step that needs them.
-        assert kernel["async_copies"] >= 6 or "dequantize" in kernel["name"], kernel
+        elif "dequantize" not in kernel["name"]:
+            assert kernel["async_copies"] >= 6, kernel

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_int4_weight, triton_quantize
 from engines.native.kernels.triton_gemv import GemvConfig
+from engines.native.kernels.triton_int4_gemv import Int4GemvConfig, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_launch import arrival_counters
@@ -71,6 +72,36 @@ def test_product_of_one_token_with_all_that_it_takes_along(
                 x, weight, bias, residual=each, norm_weight=norm, eps=1e-3, gated=gated, config=config
             )
             expected, expected_total = twin(x, each, norm, 1e-3, plain, bias)
+            assert_close(got, expected)
+            assert torch.equal(total, expected_total)
+
+
+@pytest.mark.parametrize("rows", [40, 38, 7], ids=["even", "last block cut", "odd"])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize(
+    "config",
+    [Int4GemvConfig(4, 128, 1), Int4GemvConfig(2, 256, 4, early=False, prefetch_bytes=512), None],
+    ids=["whole steps", "cut step", "chosen"],
+)
+def test_product_of_one_token_and_4_bits_with_all_that_it_takes_along(
+    config: Int4GemvConfig | None, group: int, rows: int, device: torch.device, dtype: torch.dtype
+) -> None:
+    columns = 384
+    plain_weight = torch.randn(rows, columns, device=device) / columns**0.5
+    weight = Int4Quantizer(group).quantize(plain_weight)
+    packed, plain = Int4Weight.of(weight), weight.dequantize(dtype)
+    x, residual, norm_weight = torch.randn(3, 1, columns, device=device).to(dtype)
+    biases = torch.randn(rows, device=device).to(dtype)
+    got, total = int4_gemv(x, packed, config=config)
+    assert_close(got, reference.linear(x, plain))
+    assert total is x
+    twins = [(False, reference.norm_linear), (True, reference.norm_gated_linear)]
+    for gated, twin in twins[: 1 + (rows % 2 == 0)]:
+        for each, bias in ((None, None), (residual, biases)):
+            got, total = int4_gemv(
+                x, packed, bias, residual=each, norm_weight=norm_weight[0], eps=1e-3, gated=gated, config=config
+            )
+            expected, expected_total = twin(x, each, norm_weight[0], 1e-3, plain, bias)
             assert_close(got, expected)
             assert torch.equal(total, expected_total)
 
