@@ -150,7 +150,7 @@ def _build_fused(kind: str, n: int, k: int, gated: bool, config: Gemv | None, ap
     twin = reference.norm_gated_linear if gated else reference.norm_linear
 
     def fused(weight: QuantizedWeight | Int4Weight) -> Tensor:
-        gemv = int4_gemv if isinstance(weight, Int4Weight) else quantized_gemv
+        gemv: Callable[..., tuple[Tensor, Tensor]] = int4_gemv if isinstance(weight, Int4Weight) else quantized_gemv
         if apart:
             normed = ops.add_rms_norm(x, residual, norm, 1e-6)[0]
             out = gemv(normed, weight, pdl=True)[0]

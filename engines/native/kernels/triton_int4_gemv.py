@@ -1,4 +1,4 @@
-"""Linear layers for one token over 4-bit weights: its vector times the weight, on the ordinary cores, in float32.
+"""Linear layers for one token over 4-bit weights: its vector times the weight, on the ordinary cores.
 
 The plain weights' kernel (triton_gemv) over chunks of 32 columns (triton_int4_chunks), of the same weight that the
 tiles for more tokens read. The first columns' words are loaded before the predecessor is done: no kernel writes them.
@@ -31,6 +31,8 @@ from engines.native.kernels.triton_launch import (
     wait_for_predecessor,
 )
 from engines.native.kernels.triton_quantized_gemv import store_outputs
+
+ENOUGH_WARPS = 1536  # 12 for each multiprocessor of an H100, with 2 or 4 KiB on the way each
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +110,15 @@ def _int4_gemv_kernel(
         if MANY_STEPS:
             words_b = load_words(weight_ptr, rows_b, step, chunks * 4, EVEN, False, WORDS)
             affine_b = load_affine(affine_ptr, rows_b, step, chunks, GROUP, EVEN, False, CHUNKS)
-        factors, excess, total, square = load_factors(
-            x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, step, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS
+        factors, x_step, total, square = load_factors(
+            x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, step, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS, ASM
         )
         squares += square
-        products += chunk_products(words, affine, dtype, factors, excess, total, BLOCK_N, CHUNKS, ASM)
+        products += chunk_products(words, affine, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
         if MANY_STEPS:
             words = load_words(weight_ptr, rows, step + 1, chunks * 4, EVEN, True, WORDS)
             affine = load_affine(affine_ptr, rows, step + 1, chunks, GROUP, EVEN, True, CHUNKS)
-        products_b += chunk_products(words_b, affine_b, dtype, factors, excess, total, BLOCK_N, CHUNKS, ASM)
+        products_b += chunk_products(words_b, affine_b, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
     acc = tl.sum(products, axis=1)
     acc_b = tl.sum(products_b, axis=1)
     sum_of_squares = tl.sum(tl.sum(squares, axis=1), axis=0)
@@ -141,7 +143,7 @@ def int4_gemv(
 ) -> tuple[Tensor, Tensor]:
     """(x [1, K] times the weight [N, K] transposed, plus bias [N]; x + residual [1, K], or x where there is none).
 
-    As triton_gemv.gemv; see can_multiply.
+    As triton_gemv.gemv, but for x, which is rounded to 16 bits of the largest in its chunk; see can_multiply.
     """
     rows, k = weight.shape
     assert x.shape == (1, k)
@@ -191,11 +193,14 @@ def can_multiply(weight: Int4Weight) -> bool:
 def choose_config(n: int, k: int, *, gated: bool = False) -> Int4GemvConfig:
     """For a weight of n rows (twice that if gated) of k columns, from compiled code; see benchmarks/gpu/NOTES.md.
 
-    A warp that has whole rows to itself sums them across its threads once; fewer rows than fill the device with such
-    warps go to several. Wide blocks have all their words on the way at once.
+    Sixteen rows a thread repay best what making x's factors costs, and a warp that has its rows to itself sums them up
+    but once. Where that leaves fewer warps than bring enough bytes at a time, a block has half the rows, and several
+    warps share their columns as long as no more than a fifth of these are beyond the row.
     """
-    if n * (1 + gated) >= 16384:
+    rows = n * (1 + gated)
+    if rows >= 16 * ENOUGH_WARPS:
         return Int4GemvConfig(8, 1024, 1)
-    padded = {block_k: div_ceil(k, block_k) * block_k for block_k in (4096, 2048, 1024)}
-    block_k = min(padded, key=lambda block_k: padded[block_k])
-    return Int4GemvConfig(4, block_k, block_k // 1024)
+    num_warps = next((w for w in (1, 2) if rows * w >= 8 * ENOUGH_WARPS), 4)
+    while num_warps > 1 and div_ceil(k, 1024 * num_warps) * 1024 * num_warps > 1.25 * k:
+        num_warps //= 2
+    return Int4GemvConfig(4, 1024 * num_warps, num_warps)
