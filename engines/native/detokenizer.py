@@ -94,6 +94,15 @@ class Detokenizer:
         return b""
 
 
+def texts_of_tokens(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    """What each token adds to their text: joined they are all of it, special tokens as written."""
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=False, after_text=True)
+    texts = detokenizer.push_each(token_ids)
+    if texts:
+        texts[-1] += detokenizer.finish()
+    return texts
+
+
 class _Window:
     """Any decoder at all, by decoding a short window of tokens with and without the new ones.
 

@@ -33,6 +33,7 @@ from engines.api import (
 from engines.errors import EngineUnavailable, InvalidRequest, UnsupportedByEngine
 from engines.native.answer import Answer, ChoiceSink
 from engines.native.core_client import CoreClient
+from engines.native.detokenizer import texts_of_tokens
 from engines.native.embedding import Embedder
 from engines.native.embedding_config import EmbeddingConfig, load_embedding_config, task_of
 from engines.native.generation_config import GenerationConfig, load_generation_config
@@ -241,10 +242,7 @@ class NativeEngine:
             statistic=found.statistic,
             z_score=found.z_score,
             p_value=found.p_value,
-            tokens=tuple(
-                MarkedToken(token_id, self._tokenizer.token_text(token_id), mark)
-                for token_id, mark in zip(token_ids, found.marks, strict=True)
-            ),
+            tokens=tuple(map(MarkedToken, token_ids, texts_of_tokens(self._tokenizer, token_ids), found.marks)),
         )
 
     def _check_priority(self, request: GenerationRequest) -> None:

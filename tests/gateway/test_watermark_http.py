@@ -58,6 +58,16 @@ async def test_each_row_of_a_mixed_batch_carries_its_own_mark_and_no_other(clien
         assert (await detected(client, text=text))["watermarked"] == (own is True)
 
 
+async def test_a_character_of_several_tokens_is_told_once(client):
+    text = " snow ☃, a mill 카우 by the river 🏞 and more of it"
+    found = await detected(client, text=text)
+    texts = [token["text"] for token in found["tokens"]]
+    assert "".join(texts) == text
+    assert "" in texts  # a token that ends inside a character
+    by_ids = await detected(client, tokens=[token["id"] for token in found["tokens"]][:-20])
+    assert text.startswith("".join(token["text"] for token in by_ids["tokens"]).rstrip("\ufffd"))
+
+
 async def test_detection_colours_every_token(client):
     text = await generated(client, PROMPTS[2], temperature=1.0, watermark=True)
     found = await detected(client, text=text)

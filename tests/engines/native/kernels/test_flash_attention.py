@@ -59,7 +59,7 @@ def test_asking_for_it_without_it_says_what_is_missing(monkeypatch):
     section = NativeSettings(attention_backend="flash-attn")
 
     class Config:
-        dtype, head_dim = "bfloat16", 128
+        dtype, head_dim, num_kv_heads = "bfloat16", 128, 8
 
     pytest.importorskip("triton")
     with pytest.raises(EngineUnavailable, match="flash-attn-4"):
@@ -70,7 +70,7 @@ def test_an_fp8_cache_is_not_for_it(monkeypatch):
     monkeypatch.setattr(flash_attention, "is_available", lambda *_: True)
 
     class Config:
-        dtype, head_dim = "bfloat16", 128
+        dtype, head_dim, num_kv_heads = "bfloat16", 128, 8
 
     pytest.importorskip("triton")
     section = NativeSettings(attention_backend="flash-attn", kv_cache_dtype="fp8")
