@@ -138,6 +138,9 @@ def _build(kind: str, m: int, n: int, k: int, run: Run, checked: bool, warm: boo
     _, weights = _weights(kind, n, k, copies)
     x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
     calls = [functools.partial(run, x, weight) for weight in weights]
+    for call in calls:
+        call()
+    torch.cuda.synchronize()  # an early launch would read what its predecessor makes of a weight
     return Built(calls, (lambda: reference.linear(x.float(), weights[0].dequantize())) if checked else None)
 
 
@@ -150,12 +153,16 @@ def _build_fused(kind: str, n: int, k: int, gated: bool, config: Gemv | None, ap
     twin = reference.norm_gated_linear if gated else reference.norm_linear
 
     def fused(weight: QuantizedWeight | Int4Weight) -> Tensor:
-        gemv: Callable[..., tuple[Tensor, Tensor]] = int4_gemv if isinstance(weight, Int4Weight) else quantized_gemv
-        if apart:
-            normed = ops.add_rms_norm(x, residual, norm, 1e-6)[0]
-            out = gemv(normed, weight, pdl=True)[0]
-            return ops.silu_and_mul(out) if gated else out
-        return gemv(x, weight, residual=residual, norm_weight=norm, eps=1e-6, gated=gated, pdl=True, config=config)[0]
+        if isinstance(weight, QuantizedWeight) and not apart:
+            return quantized_gemv(
+                x, weight, residual=residual, norm_weight=norm, eps=1e-6, gated=gated, pdl=True, config=config
+            )[0]
+        normed = ops.add_rms_norm(x, residual, norm, 1e-6)[0]
+        if isinstance(weight, Int4Weight):  # `apart` is the gate's kernel
+            out = int4_gemv(normed, weight, gated=gated and not apart, pdl=True, config=config)
+        else:
+            out = quantized_gemv(normed, weight, pdl=True)[0]
+        return ops.silu_and_mul(out) if gated and apart else out
 
     expected = lambda: twin(x.float(), residual.float(), norm.float(), 1e-6, weights[0].dequantize())[0]  # noqa: E731
     prepared = [Int4Weight.of(weight) if weight.format is INT4 else weight for weight in weights]
@@ -184,21 +191,28 @@ def _build_tinygemm(kind: str, m: int, n: int, k: int, warm: bool) -> Built:
 
 
 def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
+    """Each makes of a weight what it reads when it is first called with it, outside what is timed."""
     made: dict[int, Product] = {}
     packed: dict[int, Int4Weight] = {}
 
     def int4(weight: QuantizedWeight) -> Int4Weight:
-        return packed.setdefault(weight.codes.data_ptr(), Int4Weight.of(weight))
+        key = weight.codes.data_ptr()
+        if key not in packed:
+            packed[key] = Int4Weight.of(weight)
+        return packed[key]
 
     def chosen(x: Tensor, weight: QuantizedWeight) -> Tensor:
-        return made.setdefault(weight.codes.data_ptr(), make_product(weight)).linear(x)
+        key = weight.codes.data_ptr()
+        if key not in made:
+            made[key] = make_product(weight)
+        return made[key].linear(x)
 
     yield "ops", chosen
     if kind in TABLES:
         return
     if kind.startswith("int4"):
         for config in INT4_GEMV if m == 1 else []:
-            yield _label(config), lambda x, w, config=config: int4_gemv(x, int4(w), pdl=True, config=config)[0]
+            yield _label(config), lambda x, w, config=config: int4_gemv(x, int4(w), pdl=True, config=config)
         for config in INT4_TILES.get(m, []):
             yield _label(config), lambda x, w, config=config: int4_linear(x, int4(w), pdl=True, config=config)
         if m >= 64:

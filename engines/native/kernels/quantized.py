@@ -41,7 +41,7 @@ class Product(Protocol):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """See Ops.norm_linear; `ops` has the norms."""
-        normed, total = _normed(ops, x, residual, norm_weight, eps)
+        normed, total = normalized(ops, x, residual, norm_weight, eps)
         return self.linear(normed, bias), total
 
     def norm_gated_linear(
@@ -58,7 +58,8 @@ class Product(Protocol):
         return ops.silu_and_mul(gate_up), total
 
 
-def _normed(ops: Ops, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def normalized(ops: Ops, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual); the sum is x where there is no residual."""
     if residual is None:
         return ops.rms_norm(x, weight, eps), x
     return ops.add_rms_norm(x, residual, weight, eps)

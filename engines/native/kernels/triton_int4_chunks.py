@@ -53,31 +53,13 @@ def load_affine(affine_ptr, rows, step, num_chunks, GROUP: tl.constexpr, EVEN: t
 
 
 @triton.jit
-def _load_columns(x_ptr, columns, K, EVEN: tl.constexpr):
+def _load_pairs(x_ptr, columns, K, EVEN: tl.constexpr, CHUNKS: tl.constexpr):
+    """The numbers at columns [CHUNKS, 8], as lower and upper ones of pairs [CHUNKS, 4], in float32."""
     if EVEN:  # a mask that is always true would hide that columns lie together
-        return tl.load(x_ptr + columns)
+        x = tl.load(x_ptr + columns)
     else:
-        return tl.load(x_ptr + columns, mask=columns < K, other=0.0)
-
-
-@triton.jit
-def _load_pairs(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, columns, K, EVEN: tl.constexpr, NORM: tl.constexpr,
-                HAS_RESIDUAL: tl.constexpr, CHUNKS: tl.constexpr):  # fmt: skip
-    """The numbers at columns [CHUNKS, 8], as lower and upper ones of pairs [CHUNKS, 4], and their squares, in float32.
-
-    (x + residual) times the norm's weight, whose scale is not known yet; the first block stores the sum.
-    """
-    x = _load_columns(x_ptr, columns, K, EVEN)
-    if HAS_RESIDUAL:
-        residual = _load_columns(residual_ptr, columns, K, EVEN)
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-        tl.store(sum_ptr + columns, x, mask=(columns < K) & (tl.program_id(0) == 0))
-    x = x.to(tl.float32)
-    squares = x * x
-    if NORM:
-        x *= _load_columns(norm_weight_ptr, columns, K, EVEN).to(tl.float32)
-    lower, upper = tl.split(tl.reshape(x, (CHUNKS, 4, 2)))
-    return lower, upper, squares
+        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0)
+    return tl.split(tl.reshape(x.to(tl.float32), (CHUNKS, 4, 2)))
 
 
 @triton.jit
@@ -119,22 +101,17 @@ def _four(words, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def load_factors(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, step, K, EVEN: tl.constexpr, NORM: tl.constexpr,
-                 HAS_RESIDUAL: tl.constexpr, CHUNKS: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """What a row's products need of a step's columns, and these columns' squares [CHUNKS, 8].
+def load_factors(x_ptr, step, K, EVEN: tl.constexpr, CHUNKS: tl.constexpr, ASM: tl.constexpr):
+    """What a row's products need of a step's columns.
 
     Bytes of x as they meet those of a chunk's words, the lower and the upper for the even codes, and the same for the
     odd; a sixteenth of their step; and the sum of x: all [CHUNKS].
     """
     at = (step * CHUNKS + tl.arange(0, CHUNKS))[:, None] * 32 + tl.arange(0, 8)[None, :]
-    l0, u0, s0 = _load_pairs(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, at, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS)
-    l1, u1, s1 = _load_pairs(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, at + 8, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS)
-    l2, u2, s2 = _load_pairs(
-        x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, at + 16, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS
-    )
-    l3, u3, s3 = _load_pairs(
-        x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, at + 24, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS
-    )
+    l0, u0 = _load_pairs(x_ptr, at, K, EVEN, CHUNKS)
+    l1, u1 = _load_pairs(x_ptr, at + 8, K, EVEN, CHUNKS)
+    l2, u2 = _load_pairs(x_ptr, at + 16, K, EVEN, CHUNKS)
+    l3, u3 = _load_pairs(x_ptr, at + 24, K, EVEN, CHUNKS)
     total = tl.sum(((l0 + u0) + (l1 + u1)) + ((l2 + u2) + (l3 + u3)), axis=1)
     lower = tl.maximum(tl.maximum(tl.abs(l0), tl.abs(l1)), tl.maximum(tl.abs(l2), tl.abs(l3)))
     upper = tl.maximum(tl.maximum(tl.abs(u0), tl.abs(u1)), tl.maximum(tl.abs(u2), tl.abs(u3)))
@@ -154,7 +131,7 @@ def load_factors(x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, step, K, EVEN: t
     o0, o1, o2, o3 = _four(odd_lower, CHUNKS)
     p0, p1, p2, p3 = _four(odd_upper, CHUNKS)
     factors = (e0, e1, e2, e3, f0, f1, f2, f3, o0, o1, o2, o3, p0, p1, p2, p3)
-    return factors, largest * (0.0625 / 30840.0), total, (s0 + s1) + (s2 + s3)
+    return factors, largest * (0.0625 / 30840.0), total
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 The plain weights' kernel (triton_gemv) over chunks of 32 columns (triton_int4_chunks), of the same weight that the
 tiles for more tokens read. The first columns' words are loaded before the predecessor is done: no kernel writes them.
+The norm is a kernel of its own: taken along, every block would normalize the vector again, which took longer.
 
 The plain PyTorch twin is a product with QuantizedWeight.dequantize.
 """
@@ -50,23 +51,17 @@ class Int4GemvConfig:
 @kernel()
 def _int4_gemv_kernel(
     x_ptr,  # [K]
-    residual_ptr,  # [K], added to x before the norm; unused without HAS_RESIDUAL
-    norm_weight_ptr,  # [K], unused without NORM
     weight_ptr,  # int32 words [N, K / 8], or [2 * N, K / 8] if GATED
     affine_ptr,  # [N or 2 * N, K / GROUP, 2] of 16 bits
     bias_ptr,
     out_ptr,  # [N]
-    sum_ptr,  # [K]: x + residual
     N,
     K,
-    eps,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,  # a multiple of 32
     EVEN: tl.constexpr,  # BLOCK_K divides K
     MANY_STEPS: tl.constexpr,  # K > BLOCK_K
-    NORM: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ASM: tl.constexpr,
@@ -104,16 +99,12 @@ def _int4_gemv_kernel(
     dtype: tl.constexpr = affine_ptr.dtype.element_ty
     products = tl.zeros([BLOCK_N, CHUNKS], tl.float32)
     products_b = tl.zeros([BLOCK_N, CHUNKS], tl.float32)
-    squares = tl.zeros([CHUNKS, 8], tl.float32)
     for start in range(0, K, BLOCK_K):
         step = start // BLOCK_K
         if MANY_STEPS:
             words_b = load_words(weight_ptr, rows_b, step, chunks * 4, EVEN, False, WORDS)
             affine_b = load_affine(affine_ptr, rows_b, step, chunks, GROUP, EVEN, False, CHUNKS)
-        factors, x_step, total, square = load_factors(
-            x_ptr, residual_ptr, norm_weight_ptr, sum_ptr, step, K, EVEN, NORM, HAS_RESIDUAL, CHUNKS, ASM
-        )
-        squares += square
+        factors, x_step, total = load_factors(x_ptr, step, K, EVEN, CHUNKS, ASM)
         products += chunk_products(words, affine, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
         if MANY_STEPS:
             words = load_words(weight_ptr, rows, step + 1, chunks * 4, EVEN, True, WORDS)
@@ -121,11 +112,9 @@ def _int4_gemv_kernel(
         products_b += chunk_products(words_b, affine_b, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
     acc = tl.sum(products, axis=1)
     acc_b = tl.sum(products_b, axis=1)
-    sum_of_squares = tl.sum(tl.sum(squares, axis=1), axis=0)
-    store_outputs(acc, acc_b, sum_of_squares, columns, bias_ptr, out_ptr, N, K, eps, NORM, GATED, HAS_BIAS)
+    store_outputs(acc, acc_b, 0.0, columns, bias_ptr, out_ptr, N, K, 0.0, False, GATED, HAS_BIAS)
     if not GATED:
-        columns += BLOCK_N
-        store_outputs(acc_b, acc_b, sum_of_squares, columns, bias_ptr, out_ptr, N, K, eps, NORM, False, HAS_BIAS)
+        store_outputs(acc_b, acc_b, 0.0, columns + BLOCK_N, bias_ptr, out_ptr, N, K, 0.0, False, False, HAS_BIAS)
 
 
 def int4_gemv(
@@ -133,46 +122,36 @@ def int4_gemv(
     weight: Int4Weight,
     bias: Tensor | None = None,
     *,
-    residual: Tensor | None = None,
-    norm_weight: Tensor | None = None,
-    eps: float = 0.0,
     gated: bool = False,
     out_dtype: torch.dtype | None = None,
     pdl: bool = False,
     config: Int4GemvConfig | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(x [1, K] times the weight [N, K] transposed, plus bias [N]; x + residual [1, K], or x where there is none).
+) -> Tensor:
+    """x [1, K] times the weight [N, K] transposed, plus bias [N]; see can_multiply.
 
-    As triton_gemv.gemv, but for x, which is rounded to 16 bits of the largest in its chunk; see can_multiply.
+    gated: the weight is [2 * N, K] and the result silu_and_mul of the product. x is rounded to 16 bits of the largest
+    in its chunk.
     """
     rows, k = weight.shape
     assert x.shape == (1, k)
-    assert residual is None or norm_weight is not None
     assert can_multiply(weight)
     n = rows // 2 if gated else rows
     config = config or choose_config(n, k, gated=gated)
     out = torch.empty((1, n), dtype=out_dtype or x.dtype, device=x.device)
-    total = x if residual is None else torch.empty_like(x)
     _int4_gemv_kernel(
         (div_ceil(n, config.block_n if gated else 2 * config.block_n),),
         x,
-        x if residual is None else residual,
-        x if norm_weight is None else norm_weight,
         weight.codes,
         weight.affine,
         weight.codes if bias is None else bias,
         out,
-        total,
         n,
         k,
-        eps,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         GROUP=weight.group_size,
         EVEN=k % config.block_k == 0,
         MANY_STEPS=k > config.block_k,
-        NORM=norm_weight is not None,
-        HAS_RESIDUAL=residual is not None,
         GATED=gated,
         HAS_BIAS=bias is not None,
         ASM=x.is_cuda,
@@ -181,7 +160,7 @@ def int4_gemv(
         num_warps=config.num_warps,
         pdl=can_launch_early(x, pdl and config.pdl),
     )
-    return out, total
+    return out
 
 
 def can_multiply(weight: Int4Weight) -> bool:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from engines.native.kernels import triton_int4_weight, triton_quantize
 from engines.native.kernels.ops import Ops
-from engines.native.kernels.quantized import Product
+from engines.native.kernels.quantized import Product, normalized
 from engines.native.kernels.triton_int4_gemv import can_multiply, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
@@ -48,7 +48,7 @@ def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
 
 @dataclass(frozen=True, slots=True)
 class Int4Product(Product):
-    """Norm and gate of a few tokens are kernels of their own: a tile that takes them along reads x too often."""
+    """The norm is a kernel of its own, and the gate of several tokens: what takes them along reads x too often."""
 
     weight: Int4Weight
     pdl: bool
@@ -59,25 +59,18 @@ class Int4Product(Product):
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         if x.shape[0] == 1 and self.gemv:
-            return int4_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
+            return int4_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         if x.shape[0] <= TILE_ROWS:
             return int4_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_int4_weight.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
         return out if out_dtype is None else out.to(out_dtype)
 
-    def norm_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
-                    bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if x.shape[0] == 1 and self.gemv:
-            return int4_gemv(x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl)
-        return Product.norm_linear(self, ops, x, residual, norm_weight, eps, bias)
-
     def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
                           bias: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        if x.shape[0] == 1 and self.gemv:
-            return int4_gemv(
-                x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
-            )
-        return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
+        if x.shape[0] > 1 or not self.gemv:
+            return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
+        normed, total = normalized(ops, x, residual, norm_weight, eps)
+        return int4_gemv(normed, self.weight, bias, gated=True, pdl=self.pdl), total
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +116,7 @@ class ByteProduct(Product):
             )
         if num_tokens > SCALED_MM_ROWS:
             return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
-        if residual is None:
-            normed, total = ops.rms_norm(x, norm_weight, eps), x
-        else:
-            normed, total = ops.add_rms_norm(x, residual, norm_weight, eps)
+        normed, total = normalized(ops, x, residual, norm_weight, eps)
         return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total
 
     def _scaled(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype,

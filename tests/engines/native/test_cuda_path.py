@@ -54,7 +54,8 @@ def tiny_model(tmp_path_factory):
             parameter.mul_(2.0)  # logits that differ enough for bfloat16 to keep their order
     folder = tmp_path_factory.mktemp("tiny-qwen3")
     model.save_pretrained(folder)
-    return folder, model.float().eval()
+    # Loaded anew: .to(bfloat16) has rounded the rotary frequencies too, which are no weights.
+    return folder, Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def kernels() -> Iterator[tuple[str, Any]]:
         config = triton_int4_gemv.choose_config(n, k, gated=gated)
         constants = {
             "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group, "EVEN": k % config.block_k == 0,
-            "MANY_STEPS": k > config.block_k, "NORM": gated, "HAS_RESIDUAL": gated, "GATED": gated, "HAS_BIAS": False,
+            "MANY_STEPS": k > config.block_k, "GATED": gated, "HAS_BIAS": False,
             "ASM": True, "EARLY": config.early, "PREFETCH_WORDS": config.prefetch_bytes // (8 * config.block_n),
             "PDL": True,
         }  # fmt: skip
