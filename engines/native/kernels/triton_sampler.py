@@ -180,8 +180,11 @@ def _choose_kernel(
     else:
         best = tl.load(cells + 3 * plane, mask=exists, other=float("-inf"))
         scores = best + distance / tl.where(temperature > 0.0, temperature, 1.0)
-        winner = tl.argmax(scores, axis=0)
+        winner = tl.minimum(tl.argmax(scores, axis=0), num_chunks - 1)
         token = tl.load(chunk_ids + row * num_chunks + winner)
+    # Among NaNs the place of the largest is anywhere, and what is read there no token: what a graph computes for unused
+    # places may be NaN, and what a model computes in a format too narrow for it.
+    token = tl.minimum(tl.maximum(token, 0), vocab - 1)
     tl.store(token_ids_ptr + row, token.to(tl.int64))
     tl.store(logprobs_ptr + row, tl.load(row_ptr + token).to(tl.float32) - log_sum)
 

@@ -62,7 +62,8 @@ def _offer_kernel(
     offer = offers_ptr + chunk * 3 * rows + row
     tl.store(offer, peak.to(tl.int32, bitcast=True))
     tl.store(offer + rows, score.to(tl.int32, bitcast=True))
-    tl.store(offer + 2 * rows, first + chunk * CHUNK + where)
+    # Among NaNs the best may be said to lie beyond the last.
+    tl.store(offer + 2 * rows, first + tl.minimum(chunk * CHUNK + where, num_tokens - 1))
 
 
 @kernel(varying=["temperature_ptr", "offers_ptr", "offer_ptr", "token_ids_ptr", "num_parts"])

@@ -163,6 +163,25 @@ def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
     assert together[3] == alone[0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy, of NaNs
+@pytest.mark.parametrize("vocab", [9000, 49152])  # chunks that are no power of two
+def test_a_row_of_nans_gets_a_token_and_harms_no_other(vocab: int, device: torch.device) -> None:
+    """What stands in unused places of a captured step, or comes of a model whose numbers overflow."""
+    logits = torch.randn(12, vocab, generator=torch.Generator().manual_seed(5)).to(device)
+    temperature = torch.tensor([0.0, 0.0, 0.8, 0.8] * 3, device=device)
+    top_k = torch.tensor([0] * 4 + [20] * 4 + [0] * 4, device=device)
+    top_p = torch.tensor([1.0] * 4 + [0.9] * 4 + [0.5] * 4, device=device)
+    min_p = torch.zeros(12, device=device)
+    keys = torch.arange(12, device=device)
+    arguments = temperature, top_k, top_p, min_p, keys, keys
+    expected = triton_sampler.sample_core(logits, *arguments)
+    broken = logits.clone()
+    broken[1::2] = float("nan")
+    got = triton_sampler.sample_core(broken, *arguments)
+    assert torch.equal(got[::2], expected[::2])
+    assert bool(((got >= 0) & (got < vocab)).all())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 33])
 def test_real_vocabulary(rows: int, device: torch.device) -> None:
