@@ -115,6 +115,7 @@ def load(path: Path, scheme: str, window: int, weights: Path | None = None) -> C
         ops=QuantizedOps(inner, make) if quantizer is not None else inner,
         max_model_len=window,
         quantizer=quantizer,
+        tokenizer=path,
     )
 
 

@@ -182,6 +182,7 @@ def _load(
         on_progress=on_progress,
         quantizer=quantizer,
         group=group,
+        tokenizer=None if section.load_format == "dummy" else section.tokenizer or path,
     )
 
 

@@ -20,7 +20,15 @@ from engines.native.quantization.pending import PendingWeight
 class Linear:
     """y = x W^T + b: x [num_tokens, K], weight [N, K], bias [N] or None, y [num_tokens, N]."""
 
-    def __init__(self, context: LayerContext, weight: Tensor | PendingWeight, bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        context: LayerContext,
+        weight: Tensor | PendingWeight,
+        bias: Tensor | None = None,
+        *,
+        splits_columns: bool = False,
+    ) -> None:
+        self.splits_columns = splits_columns  # over the ranks: a rank's x is a part of the layer's input
         self.weight: LinearWeight = weight
         self.bias = bias
         self._ops = context.ops
@@ -92,4 +100,4 @@ def row_parallel(context: LayerContext, inputs: Part, out_features: int, bias: b
     if bias:
         bias_vector = context.vector(out_features)
         context.enter(f"{inputs.name}.bias", bias_vector)
-    return Linear(context, weight, bias_vector if context.shard.rank == 0 else None)
+    return Linear(context, weight, bias_vector if context.shard.rank == 0 else None, splits_columns=True)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from engines.errors import EngineUnavailable
+from engines.native.quantization.feedback import spread_errors
 from engines.native.quantization.int8 import Int8Quantizer
-from engines.native.quantization.weight import Format, QuantizedWeight, group_costs
+from engines.native.quantization.weight import Format, QuantizedWeight, relative_costs
 
 GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that the library's kernels take
 _ROWS_AT_ONCE = 1024
@@ -75,12 +76,31 @@ class BitsAndBytesQuantizer:
         self.group_size = group_size
         load_library(f"quantize: {name}")
 
-    def quantize(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight:
-        values = _Values.of(self.name, weight.device)
-        costs = group_costs(importance, self.group_size, weight.device)
-        parts = [_quantize(rows, values, costs) for rows in weight.split(_ROWS_AT_ONCE)]
-        codes, scales = zip(*parts, strict=True)
-        return QuantizedWeight(FORMATS[self.name], torch.cat(codes), torch.cat(scales))
+    def row_scales(self, _weight: Tensor, /) -> None:
+        return None
+
+    def quantize(
+        self, weight: Tensor, moments: Tensor | None = None, _scales: Tensor | None = None, /
+    ) -> QuantizedWeight:
+        values, size = _Values.of(self.name, weight.device), self.group_size
+        if moments is None:
+            costs = torch.ones(1, 1, size, device=weight.device)
+            parts = [_fit(rows.float().unflatten(1, (-1, size)), costs, values) for rows in weight.split(_ROWS_AT_ONCE)]
+            scales = torch.cat(parts)
+        else:
+            weight, fitted = spread_errors(
+                weight,
+                moments,
+                size,
+                lambda groups, costs: (_fit(groups, costs, values),),
+                lambda columns, fitted: values.sorted[values.ranks(columns, fitted[0])] * fitted[0],
+            )
+            scales = torch.cat([made for (made,) in fitted], 1)
+        codes = [
+            pack(values.codes[values.ranks(rows.float().unflatten(1, (-1, size)), scale)].flatten(1))
+            for rows, scale in zip(weight.split(_ROWS_AT_ONCE), scales.split(_ROWS_AT_ONCE), strict=True)
+        ]
+        return QuantizedWeight(FORMATS[self.name], torch.cat(codes), scales.squeeze(2))
 
     quantize_head = Int8Quantizer.quantize
 
@@ -99,10 +119,14 @@ class _Values(NamedTuple):
         ranked = torch.tensor([codes[value] for value in sorted(codes)], dtype=torch.uint8, device=device)
         return cls(values, ranked, (values[1:] + values[:-1]) / 2)
 
+    def ranks(self, weights: Tensor, scales: Tensor) -> Tensor:
+        """The place in `sorted` of the value that is nearest to each weight: int32."""
+        return torch.bucketize(weights / scales, self.bounds, out_int32=True)
 
-def _quantize(weight: Tensor, values: _Values, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes [N, K / 2] uint8, scales [N, groups] float32)."""
-    groups = weight.float().unflatten(1, (-1, costs.shape[2]))
+
+def _fit(groups: Tensor, costs: Tensor, values: _Values) -> Tensor:
+    """Scales [N, groups, 1] float32 of [N, groups, group_size]; see spread_errors."""
+    costs = relative_costs(costs)
     largest = groups.abs().amax(2, keepdim=True)
     scales = _best(groups, [largest * shrink for shrink in _SHRINKS], values, costs)
     ruled = (costs.amax(2) > _RULES).nonzero()[:, 1]
@@ -112,8 +136,7 @@ def _quantize(weight: Tensor, values: _Values, costs: Tensor) -> tuple[Tensor, T
             *_meeting_the_costliest(groups[:, ruled], largest[:, ruled], values, costs[:, ruled]),
         ]
         scales[:, ruled] = _best(groups[:, ruled], starts, values, costs[:, ruled])
-    ranks = torch.bucketize(groups / scales, values.bounds, out_int32=True)
-    return pack(values.codes[ranks].flatten(1)), scales.squeeze(2)
+    return scales
 
 
 def _best(groups: Tensor, starts: Sequence[Tensor], values: _Values, costs: Tensor) -> Tensor:
@@ -123,7 +146,7 @@ def _best(groups: Tensor, starts: Sequence[Tensor], values: _Values, costs: Tens
         scale = start
         for _ in range(_FITS + 1):
             scale = scale.clamp(min=_SMALLEST)
-            near = values.sorted[torch.bucketize(groups / scale, values.bounds, out_int32=True)]
+            near = values.sorted[values.ranks(groups, scale)]
             error = (near * scale).sub_(groups).square_().mul_(costs).sum(2, keepdim=True)
             better = error < least
             least, best = torch.where(better, error, least), torch.where(better, scale, best)

@@ -28,8 +28,13 @@ class Int8Quantizer:
     group_size = 0
     weighs_columns = False
 
-    def quantize(self, weight: Tensor, _importance: Tensor | None = None, /) -> QuantizedWeight:
-        scales = row_scales(weight, _LARGEST)
+    def row_scales(self, weight: Tensor, /) -> Tensor:
+        return row_scales(weight, _LARGEST)
+
+    def quantize(
+        self, weight: Tensor, _moments: Tensor | None = None, scales: Tensor | None = None, /
+    ) -> QuantizedWeight:
+        scales = row_scales(weight, _LARGEST) if scales is None else scales
         codes = (weight.float() / scales).round_().clamp_(-_LARGEST, _LARGEST)
         return QuantizedWeight(INT8, codes.to(torch.int8), scales)
 

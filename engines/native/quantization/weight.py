@@ -128,13 +128,21 @@ class Quantizer(Protocol):
 
     name: str
     group_size: int  # columns that share a scale; 0: a whole row does
-    weighs_columns: bool  # whether `importance` makes it choose better; then the loader measures it
+    weighs_columns: bool  # whether `moments` makes it choose better; then the loader measures them
 
-    def quantize(self, weight: Tensor, importance: Tensor | None = None, /) -> QuantizedWeight | Tensor:
-        """A matrix [N, K] of any floating dtype, on its device. Rows are independent, and so are groups.
+    def row_scales(self, weight: Tensor, /) -> Tensor | None:
+        """Scales [N, 1] of whole rows [N, K], before ranks share out their columns; None: groups have their own."""
+        ...
 
-        importance [K] float32, positive: what an error's square costs in each column, in any unit; None: the same in
-        all. A scheme that only keeps what a checkpoint holds leaves the others as they are.
+    def quantize(
+        self, weight: Tensor, moments: Tensor | None = None, scales: Tensor | None = None, /
+    ) -> QuantizedWeight | Tensor:
+        """A matrix [N, K] of any floating dtype, on its device. Rows are independent.
+
+        moments [pieces, K / pieces, K / pieces] float32: how the columns of the layer's input go along with each other,
+        see feedback.second_moments; None: each column counts the same, and groups are independent too. scales: those of
+        `row_scales`, where the rows are parts of longer ones. A scheme that only keeps what a checkpoint holds leaves
+        the others as they are.
         """
         ...
 
@@ -152,7 +160,10 @@ class AsStored:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def quantize(self, weight: Tensor, _importance: Tensor | None = None, /) -> Tensor:
+    def row_scales(self, _weight: Tensor, /) -> None:
+        return None
+
+    def quantize(self, weight: Tensor, _moments: Tensor | None = None, _scales: Tensor | None = None, /) -> Tensor:
         return weight
 
     quantize_head = quantize
@@ -168,11 +179,8 @@ def check_groups(scheme: str, group_size: int, num_columns: int, name: str) -> N
         )
 
 
-def group_costs(importance: Tensor | None, group_size: int, device: torch.device) -> Tensor:
-    """What squared errors cost within a group, summing to 1: [1, groups, group_size] float32, or [1, 1, group_size]."""
-    if importance is None:
-        return torch.full((1, 1, group_size), 1 / group_size, device=device)
-    costs = importance.float().view(1, -1, group_size)
+def relative_costs(costs: Tensor) -> Tensor:
+    """What squared errors cost within a group, [1, groups, group_size] float32, in parts of 1."""
     costs = (costs / costs.amax(2, keepdim=True)).clamp(min=_LEAST_COST)
     return costs / costs.sum(2, keepdim=True)
 

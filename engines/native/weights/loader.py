@@ -51,12 +51,13 @@ def load_model(
     on_progress: OnProgress = no_progress,
     quantizer: Quantizer | None = None,
     group: RankGroup | None = None,
+    tokenizer: str | Path | None = None,
 ) -> CausalLM:
     """Build the model that `config` describes and fill it from `path`, a folder of safetensors or a .gguf file.
 
     `dtype` is the arithmetic's; matrices may be kept in another, `weight_dtype`. `max_model_len` bounds positions
-    (default: the model's own context). With a `group` it is this rank's part of the model. Progress is told in bytes
-    of the files. Raises EngineUnavailable naming the files or tensors that do not fit.
+    (default: the model's own context). With a `group` it is this rank's part of the model. `tokenizer`, a path, lets a
+    quantizer see text in the model's own tokens; without it they are random. Progress is told in bytes of the files. Raises EngineUnavailable naming the files or tensors that do not fit.
     """
     context = LayerContext(
         ops=ops,
@@ -81,10 +82,11 @@ def load_model(
         source = BodyNames(source)
     _check_names(context.slots, source, model)
     if quantizer is not None and quantizer.weighs_columns:
-        from engines.native.weights.importance import quantize_by_importance  # and its kernels, where they are needed
+        from engines.native.weights.moments import quantize_by_moments  # and its kernels, where they are needed
+        from engines.native.weights.probe_tokens import probe_tokens
 
-        length = max_model_len or config.context_length
-        fill = functools.partial(quantize_by_importance, model, context, length)
+        ids = probe_tokens(tokenizer, config.vocab_size, max_model_len or config.context_length)
+        fill = functools.partial(quantize_by_moments, model, context, ids)
     else:
         fill = _fill_in_order
     _fill(context.slots, source, on_progress, fill)
