@@ -23,6 +23,7 @@ from torch import Tensor
 
 _DAMPING = 0.3  # of a column's own mean square; 0.1 to 0.5 differ little
 _MOST_RANKS = 8  # that choose the same codes
+_WIDEST = 2048  # piece
 
 Fitted = tuple[Tensor, ...]  # what a format keeps for a group (scale, offset), each [N, groups, 1]
 
@@ -30,10 +31,14 @@ Fitted = tuple[Tensor, ...]  # what a format keeps for a group (scale, offset), 
 def piece_of(columns: int, num_ranks: Sequence[int], group_size: int) -> int:
     """The widest piece of a matrix's columns that is cut by none of these numbers of ranks, nor cuts a group.
 
-    Numbers that would cut a group are left out: such a model is refused.
+    Numbers that would cut a group are left out: such a model is refused. Pieces go side by side and columns one by one,
+    so that wide pieces take long, and are halved.
     """
-    shares = [columns // ranks for ranks in num_ranks if columns % (ranks * max(group_size, 1)) == 0]
-    return math.gcd(*shares)
+    unit = max(group_size, 1)
+    piece = math.gcd(*(columns // ranks for ranks in num_ranks if columns % (ranks * unit) == 0))
+    while piece > _WIDEST and piece % (2 * unit) == 0:
+        piece //= 2
+    return piece
 
 
 def numbers_of_ranks(own: int, *units: int) -> list[int]:
@@ -85,7 +90,8 @@ def spread_errors(
         errors = torch.empty_like(group)
         at_once = tuple(tensor.squeeze(2).T.contiguous() for tensor in made)  # [pieces, N]
         for k in range(stop - start):
-            errors[:, k] = (group[:, k] - near(group[:, k], at_once)) / pivots[:, k : k + 1]
+            column = group[:, k].contiguous()
+            errors[:, k] = (column - near(column, at_once)) / pivots[:, k : k + 1]
             group[:, k + 1 :] -= own[:, k, k + 1 :, None] * errors[:, k, None]
         columns[:, stop:] -= factor[:, start:stop, stop:].mT @ errors
         for index in range(pieces):

@@ -29,8 +29,8 @@ FP8 = Format("fp8", 1, 1, _decode)
 
 class Fp8Quantizer:
     """See weight.Quantizer. Where a row's numbers fall between powers of two decides how well e4m3 meets them: its
-    scale is the one, of eight in an octave, that errs least in squares (an eighth less than the smallest of them). It is
-    chosen before errors are spread, and for all ranks' columns."""
+    scale is the one, of eight in an octave, that errs least in squares (an eighth less than the smallest of them).
+    It is chosen before errors are spread, and for all ranks' columns."""
 
     name = "fp8"
     group_size = 0

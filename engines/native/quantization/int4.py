@@ -71,15 +71,23 @@ class Int4Quantizer:
     ) -> QuantizedWeight:
         if moments is None:
             costs = torch.ones(1, 1, self.group_size, device=weight.device)
-            parts = [_fit(rows.float().unflatten(1, (-1, self.group_size)), costs) for rows in weight.split(_ROWS_AT_ONCE)]
+            parts = [
+                _fit(rows.float().unflatten(1, (-1, self.group_size)), costs) for rows in weight.split(_ROWS_AT_ONCE)
+            ]
             scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         else:
             weight, fitted = spread_errors(weight, moments, self.group_size, _fit, _near)
             scales, offsets = (torch.cat(tensors, 1) for tensors in zip(*fitted, strict=True))
-        codes = torch.cat([
-            pack_words((_codes(rows.float().unflatten(1, (-1, self.group_size)), scale, offset) + MIDDLE).flatten(1))
-            for rows, scale, offset in zip(*(t.split(_ROWS_AT_ONCE) for t in (weight, scales, offsets)), strict=True)
-        ])
+        codes = torch.cat(
+            [
+                pack_words(
+                    (_codes(rows.float().unflatten(1, (-1, self.group_size)), scale, offset) + MIDDLE).flatten(1)
+                )
+                for rows, scale, offset in zip(
+                    *(t.split(_ROWS_AT_ONCE) for t in (weight, scales, offsets)), strict=True
+                )
+            ]
+        )
         return QuantizedWeight(INT4, codes, scales.squeeze(2).half(), offsets.squeeze(2).half())
 
     quantize_head = Int8Quantizer.quantize

@@ -57,7 +57,8 @@ def load_model(
 
     `dtype` is the arithmetic's; matrices may be kept in another, `weight_dtype`. `max_model_len` bounds positions
     (default: the model's own context). With a `group` it is this rank's part of the model. `tokenizer`, a path, lets a
-    quantizer see text in the model's own tokens; without it they are random. Progress is told in bytes of the files. Raises EngineUnavailable naming the files or tensors that do not fit.
+    quantizer see text in the model's own tokens; without it they are random. Progress is told in bytes of the files.
+    Raises EngineUnavailable naming the files or tensors that do not fit.
     """
     context = LayerContext(
         ops=ops,

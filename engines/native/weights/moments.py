@@ -109,10 +109,10 @@ class Probe:
 
     def _piece(self, linear: Linear, weight: PendingWeight) -> int:
         """Columns that errors are spread over: never more than one rank has, whatever the number of ranks."""
-        columns = weight.shape[1]
+        columns, group_size = weight.shape[1], weight.quantizer.group_size
         if not linear.splits_columns:
-            return columns
-        return piece_of(columns * self._context.shard.world_size, self._num_ranks, weight.quantizer.group_size)
+            return piece_of(columns, [1], group_size)
+        return piece_of(columns * self._context.shard.world_size, self._num_ranks, group_size)
 
 
 def quantize_by_moments(

@@ -91,6 +91,7 @@ def test_the_factor_is_that_of_the_inverse_of_the_damped_moments() -> None:
         pytest.param(576, 9, 1536, 64, 192, id="heads"),
         pytest.param(128, 8, 128, 64, 64, id="more ranks would cut a group"),
         pytest.param(4096, 32, 12288, 0, 512, id="a scale for a row"),
+        pytest.param(28672, 7, 28672, 64, 2048, id="halved for the time it takes"),
     ],
 )
 def test_a_piece_is_what_no_number_of_ranks_cuts(
