@@ -2,8 +2,8 @@
 
 A code is an index into sixteen values, those of a normal distribution's quantiles (nf4, arXiv 2305.14314) or of a 4-bit
 float (fp4), times a scale for 32 consecutive weights or more. The library's own quantizer takes their largest magnitude
-for the scale; ours fits it, which the format allows. Owns the library's layout (two codes a byte, the earlier column in
-the high half) and its plain PyTorch meaning.
+for the scale; ours fits it, and lets it be negative, which the format allows: nf4 has more values above zero than below
+it. Owns the library's layout (two codes a byte, the earlier column in the high half) and its plain PyTorch meaning.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from engines.native.quantization.weight import Format, QuantizedWeight, relative
 
 GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that the library's kernels take
 _ROWS_AT_ONCE = 1024
-_SHRINKS = (1.0, 0.85)  # of the largest magnitude, to start from
+_STARTS = (1.0, 0.92, 0.85, 0.78, 0.7, 1.1)  # times the largest magnitude
 _RULES = 0.25  # of a group's costs: a column that an outlier makes outweigh the others
 _FAR = (0.1, 1.6)  # times the largest magnitude: no scale beyond is worth a try
 _FITS = 1  # from each start
-_SMALLEST = 1e-20  # scale, of a group of zeros
+_SMALLEST = 1e-20  # magnitude of a scale, of a group of zeros
 
 # The library's own tables (bitsandbytes.functional.get_4bit_type), by code.
 _NF4 = (
@@ -111,13 +111,15 @@ class _Values(NamedTuple):
     sorted: Tensor  # [values] float32, no value twice
     codes: Tensor  # [values] uint8, of each of them
     bounds: Tensor  # [values - 1] float32: halfway to the next
+    signs: tuple[int, ...]  # of scales that are worth a try
 
     @classmethod
     def of(cls, name: str, device: torch.device) -> _Values:
         codes = {value: code for code, value in reversed(list(enumerate(TABLES[name])))}  # fp4 has two zeros
         values = torch.tensor(sorted(codes), device=device)
         ranked = torch.tensor([codes[value] for value in sorted(codes)], dtype=torch.uint8, device=device)
-        return cls(values, ranked, (values[1:] + values[:-1]) / 2)
+        signs = (1,) if torch.equal(values, -values.flip(0)) else (1, -1)
+        return cls(values, ranked, (values[1:] + values[:-1]) / 2, signs)
 
     def ranks(self, weights: Tensor, scales: Tensor) -> Tensor:
         """The place in `sorted` of the value that is nearest to each weight: int32."""
@@ -128,7 +130,7 @@ def _fit(groups: Tensor, costs: Tensor, values: _Values) -> Tensor:
     """Scales [N, groups, 1] float32 of [N, groups, group_size]; see spread_errors."""
     costs = relative_costs(costs)
     largest = groups.abs().amax(2, keepdim=True)
-    scales = _best(groups, [largest * shrink for shrink in _SHRINKS], values, costs)
+    scales = _best(groups, [largest * (sign * start) for start in _STARTS for sign in values.signs], values, costs)
     ruled = (costs.amax(2) > _RULES).nonzero()[:, 1]
     if ruled.numel():
         starts = [
@@ -145,7 +147,7 @@ def _best(groups: Tensor, starts: Sequence[Tensor], values: _Values, costs: Tens
     for start in starts:
         scale = start
         for _ in range(_FITS + 1):
-            scale = scale.clamp(min=_SMALLEST)
+            scale = torch.where(scale.abs() < _SMALLEST, _SMALLEST, scale)
             near = values.sorted[values.ranks(groups, scale)]
             error = (near * scale).sub_(groups).square_().mul_(costs).sum(2, keepdim=True)
             better = error < least
