@@ -133,9 +133,12 @@ def test_ranks_give_the_tokens_of_one(checkpoints, model, world_size, settings, 
             assert tokens(generate(built, PARAMS["greedy"], overlapped=True)) == tokens(expected["greedy"])
 
 
-def test_ranks_that_choose_codes_by_random_tokens_give_the_tokens_of_one(checkpoints):
+@pytest.mark.parametrize("scheme", ["int4", "nf4", "fp4", "fp8"])
+def test_ranks_that_choose_codes_by_tokens_give_the_tokens_of_one(checkpoints, scheme):
     """The tokens pass through all ranks while they load."""
-    settings = {"quantize": "int4", "attention_backend": "torch"}
+    settings = {"quantize": scheme, "attention_backend": "torch"}
+    if scheme != "fp8":
+        settings["quantize_group_size"] = 32
     with engine(checkpoints["llama"], 1, **settings) as built:
         expected = tokens(generate(built, PARAMS["greedy"]))
     with engine(checkpoints["llama"], 2, **settings) as built:

@@ -107,6 +107,7 @@ def test_four_bit_floats_mean_what_the_library_says_and_err_less_than_its_own(na
     ours = (quantized.dequantize() - weight).square().unflatten(1, (-1, 64)).sum(2)
     assert (ours <= own * (1 + 1e-5)).all()
     assert ours.sum() < 0.95 * own.sum()
+    assert bool((quantized.scales < 0).any()) == (name == "nf4"), "whose values are not symmetric"
     state.absmax = quantized.scales.flatten()
     assert torch.equal(quantized.dequantize(), library.dequantize_4bit(quantized.codes.view(-1, 1), state))
 
