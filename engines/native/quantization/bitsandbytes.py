@@ -68,7 +68,7 @@ class BitsAndBytesQuantizer:
     """See weight.Quantizer. Codes and a group's scale are fitted to each other in turns, as int4's are, from a few
     starts, the largest magnitude among them. Raises EngineUnavailable where the library is not installed."""
 
-    weighs_columns = True
+    weighs_columns = spreads_errors = True
 
     def __init__(self, name: Literal["nf4", "fp4"], group_size: int = 64) -> None:
         assert group_size in GROUP_SIZES
@@ -76,12 +76,7 @@ class BitsAndBytesQuantizer:
         self.group_size = group_size
         load_library(f"quantize: {name}")
 
-    def row_scales(self, _weight: Tensor, /) -> None:
-        return None
-
-    def quantize(
-        self, weight: Tensor, moments: Tensor | None = None, _scales: Tensor | None = None, /
-    ) -> QuantizedWeight:
+    def quantize(self, weight: Tensor, moments: Tensor | None = None, /) -> QuantizedWeight:
         values, size = _Values.of(self.name, weight.device), self.group_size
         if moments is None:
             costs = torch.ones(1, 1, size, device=weight.device)

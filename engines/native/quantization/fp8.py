@@ -9,14 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engines.native.quantization.feedback import spread_errors
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, row_scales
 
 LARGEST = 448.0  # of e4m3
 _SCALES_PER_OCTAVE = 8
 _ROWS_AT_ONCE = 1024
-_COLUMNS_AT_ONCE = 64  # whose errors reach the others in one product
 
 
 def _decode(codes: Tensor) -> Tensor:
@@ -29,42 +27,28 @@ FP8 = Format("fp8", 1, 1, _decode)
 
 class Fp8Quantizer:
     """See weight.Quantizer. Where a row's numbers fall between powers of two decides how well e4m3 meets them: its
-    scale is the one, of eight in an octave, that errs least in squares (an eighth less than the smallest of them).
-    It is chosen before errors are spread, and for all ranks' columns."""
+    scale is the one, of eight in an octave, that errs least in squares (an eighth less than the smallest of them)."""
 
     name = "fp8"
     group_size = 0
-    weighs_columns = True
+    weighs_columns = spreads_errors = False
 
-    def row_scales(self, weight: Tensor, /) -> Tensor:
-        return torch.cat([_best_scales(rows.float()) for rows in weight.split(_ROWS_AT_ONCE)])
-
-    def quantize(
-        self, weight: Tensor, moments: Tensor | None = None, scales: Tensor | None = None, /
-    ) -> QuantizedWeight:
-        known = self.row_scales(weight) if scales is None else scales
-        if moments is not None:
-            weight, _ = spread_errors(
-                weight,
-                moments,
-                _COLUMNS_AT_ONCE,
-                lambda groups, _costs: (known.unsqueeze(1).expand(-1, groups.shape[1], 1),),
-                lambda columns, fitted: to_e4m3(columns / fitted[0]).float() * fitted[0],
-            )
-        parts = zip(weight.split(_ROWS_AT_ONCE), known.split(_ROWS_AT_ONCE), strict=True)
-        return QuantizedWeight(FP8, torch.cat([to_e4m3(rows.float() / scale) for rows, scale in parts]), known)
+    def quantize(self, weight: Tensor, _moments: Tensor | None = None, /) -> QuantizedWeight:
+        parts = [_quantize(rows.float()) for rows in weight.split(_ROWS_AT_ONCE)]
+        codes, scales = zip(*parts, strict=True)
+        return QuantizedWeight(FP8, torch.cat(codes), torch.cat(scales))
 
     quantize_head = Int8Quantizer.quantize  # whose steps are a quarter as wide: e4m3 costs the head 2 % of perplexity
 
 
-def _best_scales(rows: Tensor) -> Tensor:
+def _quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
     smallest = row_scales(rows, LARGEST)
     least, best = torch.full_like(smallest, float("inf")), smallest
     for step in range(_SCALES_PER_OCTAVE):
         scales = smallest * 2 ** (step / _SCALES_PER_OCTAVE)
         error = (to_e4m3(rows / scales).float() * scales - rows).square().sum(1, keepdim=True)
         best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
-    return best
+    return to_e4m3(rows / best), best
 
 
 def to_e4m3(values: Tensor) -> Tensor:

@@ -9,14 +9,11 @@ neighbouring columns are 16 bits apart, where one instruction reaches both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from engines.native.quantization.feedback import spread_errors
 from engines.native.quantization.int8 import Int8Quantizer
-from engines.native.quantization.weight import Format, QuantizedWeight, relative_costs
+from engines.native.quantization.weight import Format, QuantizedWeight, column_costs
 
 CHUNK = 32  # columns that are stored together
 MIDDLE = 8  # the code that stands for zero where there is no offset
@@ -58,44 +55,24 @@ class Int4Quantizer:
 
     name = "int4"
     weighs_columns = True
+    spreads_errors = False  # which takes a start-up several times as long, for less than a percent
 
     def __init__(self, group_size: int = 32) -> None:
         assert group_size % CHUNK == 0
         self.group_size = group_size
 
-    def row_scales(self, _weight: Tensor, /) -> None:
-        return None
-
-    def quantize(
-        self, weight: Tensor, moments: Tensor | None = None, _scales: Tensor | None = None, /
-    ) -> QuantizedWeight:
-        if moments is None:
-            costs = torch.ones(1, 1, self.group_size, device=weight.device)
-            parts = [
-                _fit(rows.float().unflatten(1, (-1, self.group_size)), costs) for rows in weight.split(_ROWS_AT_ONCE)
-            ]
-            scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        else:
-            weight, fitted = spread_errors(weight, moments, self.group_size, _fit, _near)
-            scales, offsets = (torch.cat(tensors, 1) for tensors in zip(*fitted, strict=True))
-        codes = torch.cat(
-            [
-                pack_words(
-                    (_codes(rows.float().unflatten(1, (-1, self.group_size)), scale, offset) + MIDDLE).flatten(1)
-                )
-                for rows, scale, offset in zip(
-                    *(t.split(_ROWS_AT_ONCE) for t in (weight, scales, offsets)), strict=True
-                )
-            ]
-        )
-        return QuantizedWeight(INT4, codes, scales.squeeze(2).half(), offsets.squeeze(2).half())
+    def quantize(self, weight: Tensor, moments: Tensor | None = None, /) -> QuantizedWeight:
+        costs = column_costs(moments, self.group_size, weight.device)
+        parts = [_quantize(rows, self.group_size, costs) for rows in weight.split(_ROWS_AT_ONCE)]
+        codes, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return QuantizedWeight(INT4, codes, scales, offsets)
 
     quantize_head = Int8Quantizer.quantize
 
 
-def _fit(groups: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and offsets [N, groups, 1] float32 that float16 holds, of [N, groups, group_size]; see spread_errors."""
-    costs = relative_costs(costs)
+def _quantize(weight: Tensor, group_size: int, costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(words [N, K / 8], scales and offsets [N, groups] float16)."""
+    groups = weight.float().unflatten(1, (-1, group_size))
     low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
     least = torch.full_like(low, float("inf"))
     best = (torch.ones_like(low), torch.zeros_like(low))
@@ -108,12 +85,9 @@ def _fit(groups: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
             least = torch.where(better, error, least)
             best = (torch.where(better, scale, best[0]), torch.where(better, offset, best[1]))
             scale, offset = _fitted(groups, codes, costs)
-    return best
-
-
-def _near(columns: Tensor, fitted: Sequence[Tensor]) -> Tensor:
-    scale, offset = fitted
-    return _codes(columns, scale, offset) * scale + offset
+    scale, offset = best
+    codes = (_codes(groups, scale, offset) + MIDDLE).flatten(1)
+    return pack_words(codes), scale.squeeze(2).half(), offset.squeeze(2).half()
 
 
 def _codes(groups: Tensor, scale: Tensor, offset: Tensor) -> Tensor:

@@ -26,15 +26,10 @@ class Int8Quantizer:
 
     name = "int8"
     group_size = 0
-    weighs_columns = False
+    weighs_columns = spreads_errors = False
 
-    def row_scales(self, weight: Tensor, /) -> Tensor:
-        return row_scales(weight, _LARGEST)
-
-    def quantize(
-        self, weight: Tensor, _moments: Tensor | None = None, scales: Tensor | None = None, /
-    ) -> QuantizedWeight:
-        scales = row_scales(weight, _LARGEST) if scales is None else scales
+    def quantize(self, weight: Tensor, _moments: Tensor | None = None, /) -> QuantizedWeight:
+        scales = row_scales(weight, _LARGEST)
         codes = (weight.float() / scales).round_().clamp_(-_LARGEST, _LARGEST)
         return QuantizedWeight(INT8, codes.to(torch.int8), scales)
 

@@ -27,7 +27,6 @@ class PendingWeight:
         self.dtype = dtype  # of a piece before it is quantized
         self.device = device
         self.arrived: dict[int, QuantizedWeight | Tensor] = {}  # by first row
-        self.scales: dict[int, Tensor | None] = {}  # of plain rows that have arrived, where a rank has parts of them
 
     def __getitem__(self, rows: slice) -> PendingRows:
         return PendingRows(self, *rows.indices(self.shape[0])[:2])
@@ -40,7 +39,7 @@ class PendingWeight:
         """Quantize what waits for it; see Quantizer.quantize."""
         for start, part in self.arrived.items():
             if isinstance(part, Tensor):
-                self.arrived[start] = self.quantizer.quantize(part, moments, self.scales.pop(start, None))
+                self.arrived[start] = self.quantizer.quantize(part, moments)
 
     def finish(self) -> Sequence[QuantizedWeight | Tensor]:
         """The matrix in as few parts as formats allow, by rows: most often one. To be called once."""
@@ -89,15 +88,13 @@ class PendingRows(NamedTuple):
             self.stop - self.start, columns.stop - columns.start, dtype=weight.dtype, device=weight.device
         )
         source.read(name, (index[0], columns), plain)
-        scales = None
-        if whole_rows:
-            scales = weight.quantizer.row_scales(plain)
-            plain = plain[:, index[1]].contiguous()
         if weight.quantizer.weighs_columns:
-            weight.scales[self.start] = scales
             weight.arrived[self.start] = plain
-        else:
-            weight.arrived[self.start] = weight.quantizer.quantize(plain, None, scales)
+            return
+        made = weight.quantizer.quantize(plain)
+        if whole_rows:
+            made = made[:, index[1]].contiguous() if isinstance(made, Tensor) else made.part(slice(None), index[1])
+        weight.arrived[self.start] = made if isinstance(made, Tensor) else made.to(weight.device)
 
 
 def _joins(first: QuantizedWeight | Tensor, second: QuantizedWeight | Tensor) -> bool:

@@ -129,20 +129,14 @@ class Quantizer(Protocol):
     name: str
     group_size: int  # columns that share a scale; 0: a whole row does
     weighs_columns: bool  # whether `moments` makes it choose better; then the loader measures them
+    spreads_errors: bool  # whether it wants to know how columns go along; else `moments` are of each column alone
 
-    def row_scales(self, weight: Tensor, /) -> Tensor | None:
-        """Scales [N, 1] of whole rows [N, K], before ranks share out their columns; None: groups have their own."""
-        ...
-
-    def quantize(
-        self, weight: Tensor, moments: Tensor | None = None, scales: Tensor | None = None, /
-    ) -> QuantizedWeight | Tensor:
+    def quantize(self, weight: Tensor, moments: Tensor | None = None, /) -> QuantizedWeight | Tensor:
         """A matrix [N, K] of any floating dtype, on its device. Rows are independent.
 
         moments [pieces, K / pieces, K / pieces] float32: how the columns of the layer's input go along with each other,
-        see feedback.second_moments; None: each column counts the same, and groups are independent too. scales: those of
-        `row_scales`, where the rows are parts of longer ones. A scheme that only keeps what a checkpoint holds leaves
-        the others as they are.
+        see feedback.second_moments; None: each column counts the same. Without spreads_errors groups are independent
+        too. A scheme that only keeps what a checkpoint holds leaves the others as they are.
         """
         ...
 
@@ -155,15 +149,12 @@ class AsStored:
     """See Quantizer. For checkpoints that are quantized already: what they left plain stays plain."""
 
     group_size = 0
-    weighs_columns = False
+    weighs_columns = spreads_errors = False
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def row_scales(self, _weight: Tensor, /) -> None:
-        return None
-
-    def quantize(self, weight: Tensor, _moments: Tensor | None = None, _scales: Tensor | None = None, /) -> Tensor:
+    def quantize(self, weight: Tensor, _moments: Tensor | None = None, /) -> Tensor:
         return weight
 
     quantize_head = quantize
@@ -177,6 +168,15 @@ def check_groups(scheme: str, group_size: int, num_columns: int, name: str) -> N
             f"here: {group_size} does not divide {num_columns}. Pass another quantize_group_size or scheme.",
             field="quantize_group_size",
         )
+
+
+def column_costs(moments: Tensor | None, group_size: int, device: torch.device) -> Tensor:
+    """What squared errors cost in each column by its own mean square: [1, groups, group_size] float32, or [1, 1,
+    group_size]."""
+    if moments is None:
+        return torch.full((1, 1, group_size), 1 / group_size, device=device)
+    squares = moments.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float32).tiny)
+    return relative_costs(squares.reshape(1, -1, group_size))
 
 
 def relative_costs(costs: Tensor) -> Tensor:

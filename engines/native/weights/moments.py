@@ -45,6 +45,8 @@ class Recorder(Product):
 
     def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
         self.moments = second_moments(x, self.piece)
+        if self.piece == 1:  # in powers of two ranks of any number agree, although they sum in other orders
+            self.moments = self.moments.clamp(min=torch.finfo(torch.float32).tiny).log2().round().exp2()
         out = torch.cat([functional.linear(x, part.to(x.dtype)) for part in self.parts], dim=1)
         if bias is not None:
             out += bias
@@ -108,8 +110,10 @@ class Probe:
         return moments
 
     def _piece(self, linear: Linear, weight: PendingWeight) -> int:
-        """Columns that errors are spread over: never more than one rank has, whatever the number of ranks."""
+        """Columns that errors are spread over, 1 if they are not: never more than a rank has, of any number."""
         columns, group_size = weight.shape[1], weight.quantizer.group_size
+        if not weight.quantizer.spreads_errors:
+            return 1
         if not linear.splits_columns:
             return piece_of(columns, [1], group_size)
         return piece_of(columns * self._context.shard.world_size, self._num_ranks, group_size)

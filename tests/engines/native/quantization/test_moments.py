@@ -42,16 +42,16 @@ CONFIG = config_from_hf(
 )
 
 
-def unloaded() -> tuple[LlamaForCausalLM, LayerContext, DummySource]:
-    quantizer = choose_quantizer(NativeSettings.model_validate({"quantize": "int4"}))
+def unloaded(scheme: str = "nf4") -> tuple[LlamaForCausalLM, LayerContext, DummySource]:
+    quantizer = choose_quantizer(NativeSettings.model_validate({"quantize": scheme, "quantize_group_size": 32}))
     context = LayerContext(OPS, CPU, torch.float32, torch.float32, quantizer=quantizer)
     model = LlamaForCausalLM(CONFIG, context, 64)
     return model, context, DummySource({name: slot.shape for name, slot in context.slots.items()}, 0, CPU)
 
 
-def probed(gain: float, tokens: torch.Tensor = TOKENS) -> list[torch.Tensor]:
+def probed(gain: float, tokens: torch.Tensor = TOKENS, scheme: str = "nf4") -> list[torch.Tensor]:
     """Moments of the first layer's four matrices, column 5 of its first norm multiplied by `gain`."""
-    model, context, source = unloaded()
+    model, context, source = unloaded(scheme)
     _fill(context.slots, source, lambda *_: None)
     model.layers[0].input_norm.weight[5] *= gain
     probe = Probe(model, context, tokens)
@@ -72,6 +72,13 @@ def test_a_matrix_that_ranks_split_by_columns_is_held_in_pieces_for_one_to_eight
     assert [tuple(moments.shape) for moments in probed(1.0)] == [
         (1, 128, 128), (4, 32, 32), (1, 128, 128), (4, 64, 64),
     ]  # fmt: skip
+
+
+def test_of_a_scheme_that_spreads_no_errors_each_column_is_held_alone() -> None:
+    for alone, together in zip(probed(1.0, scheme="int4"), probed(1.0), strict=True):
+        assert alone.shape[1:] == (1, 1)
+        octaves = alone.flatten().log2() - together.diagonal(dim1=1, dim2=2).flatten().log2()
+        assert octaves.abs().max() < 0.51, "the nearest power of two"
 
 
 def test_sequences_do_not_see_each_other() -> None:

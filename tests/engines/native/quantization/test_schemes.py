@@ -144,8 +144,7 @@ def test_columns_that_matter_err_less(scheme: str) -> None:
     importance[::16] = 1000.0
     squares = [(quantized_by(scheme, weight, known).dequantize() - weight).square() for known in (None, importance)]
     alike, weighed = ((square * importance).sum() for square in squares)
-    has_groups = quantizer(scheme).group_size > 0  # the others have a scale for a whole row, chosen before
-    assert weighed < 0.7 * alike if has_groups else weighed == alike
+    assert weighed < 0.7 * alike if quantizer(scheme).weighs_columns else weighed == alike
 
 
 @pytest.mark.parametrize("group_size", [32, 64])
