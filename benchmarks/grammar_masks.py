@@ -1,5 +1,7 @@
 """What a step of constrained rows costs the host: their masks, and taking in their tokens. No model, no device.
 
+Times are those of the thread, so that a machine's other work does not count.
+
 Rows choose at random among what is allowed, as random weights do, which meets every length of a string and much white
 space; or they follow JSON documents, as a model does. Grammars that end begin anew.
 """
@@ -37,9 +39,6 @@ NAME: /[a-z_][a-z0-9_]{0,30}/
 """,
 )
 
-Clock = Callable[[], float]
-"""Seconds: time.thread_time where one thread does all, so that a machine's other work does not count."""
-
 Chooser = Callable[[int, NDArray[Any]], int]
 """The row's number and the ids allowed to the token it takes; -1: the row begins anew."""
 
@@ -61,7 +60,6 @@ class Times(NamedTuple):
 class Run(NamedTuple):
     num_rows: int
     num_steps: int
-    mask_threads: int
     library_slices: bool
 
 
@@ -80,16 +78,15 @@ def measure(folder: Path, endless: GrammarSpec, schemas: dict[str, GrammarSpec],
         "lark": (LARK, at_random(3)),
         **{name: (spec, at_random(seed)) for seed, (name, spec) in enumerate(schemas.items())},
     }
-    clock = time.thread_time if run.mask_threads == 1 else time.perf_counter
     report: dict[str, Any] = {}
     for name, (spec, choose) in forms.items():
-        compiler = GrammarCompiler(lambda: (tokenizer, frozenset()), vocab_size, run.mask_threads)
+        compiler = GrammarCompiler(lambda: (tokenizer, frozenset()), vocab_size)
         vocabulary_s = compile_s(compiler, GrammarSpec("regex", "a"))
         compiled_s = compile_s(compiler, spec)
-        times = run_steps(compiler, spec, run.num_rows, run.num_steps, choose, clock).report()
+        times = run_steps(compiler, spec, run.num_rows, run.num_steps, choose).report()
         report[name] = {"vocabulary_ms": round(vocabulary_s * 1e3), "compile_ms": round(compiled_s * 1e3, 2), **times}
         print(f"{name:20} {json.dumps(report[name])}")
-    return {"vocab_size": vocab_size, **run._asdict(), "clock": clock.__name__, "forms": report}
+    return {"vocab_size": vocab_size, **run._asdict(), "forms": report}
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
@@ -105,20 +102,18 @@ def compile_s(compiler: GrammarCompiler, spec: GrammarSpec) -> float:
     return time.perf_counter() - started
 
 
-def run_steps(
-    compiler: GrammarCompiler, spec: GrammarSpec, num_rows: int, num_steps: int, choose: Chooser, clock: Clock
-) -> Times:
+def run_steps(compiler: GrammarCompiler, spec: GrammarSpec, num_rows: int, num_steps: int, choose: Chooser) -> Times:
     constraints = [compiler.request(spec).result() for _ in range(num_rows)]
     times = Times([], [])
     for _ in range(num_steps):
         choosing = [Choosing(row, constraint, frozenset()) for row, constraint in enumerate(constraints)]
-        started = clock()
+        started = time.thread_time()
         masks = compiler.masks(choosing)
-        times.masks_s.append(clock() - started)
+        times.masks_s.append(time.thread_time() - started)
         tokens = [choose(row, np.flatnonzero(bits)) for row, bits in enumerate(_unpacked(masks.bits))]
-        started = clock()
+        started = time.thread_time()
         ended = [constraint.advance(token) != "open" for constraint, token in zip(constraints, tokens, strict=True)]
-        times.advances_s.append(clock() - started)
+        times.advances_s.append(time.thread_time() - started)
         for row in np.flatnonzero(ended).tolist():
             constraints[row] = compiler.request(spec).result()
     return times

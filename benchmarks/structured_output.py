@@ -2,16 +2,14 @@
 
     python -m benchmarks.structured_output valid [MODEL] [--schemas 1000] [--suite DIR]
     python -m benchmarks.structured_output cost MODEL_DIR [--dummy] [--concurrency 64] [--output-tokens 256]
-        [--mask-threads 1 4 8]
-    python -m benchmarks.structured_output masks MODEL_DIR [--concurrency 64] [--steps 256] [--mask-threads 1]
-        [--library-slices]
+    python -m benchmarks.structured_output masks MODEL_DIR [--concurrency 64] [--steps 256] [--library-slices]
 
 `valid` asks the model for one answer under each random schema (random_schemas.py), many at once, and validates each
 with jsonschema. With --suite it takes the schemas of a JSON Schema test suite's folder (its tests/draft2020-12) and
 also holds every instance against the grammar alone: one that is invalid must not be accepted.
 
 `cost` generates a fixed number of tokens for a batch of requests, of which none, one, half or all are bound to a schema
-that never ends, and compares the throughput; --mask-threads: with so many threads for masks, in turn.
+that never ends, and compares the throughput.
 
 `masks` times what a step of such requests asks of the host alone (grammar_masks.py), and steps of other grammars
 beside; MODEL_DIR holds a tokenizer and config.json. --library-slices: with the slices that the grammar library cuts.
@@ -195,33 +193,22 @@ def cost(args: argparse.Namespace) -> dict[str, Any]:
         section = NativeSettings(model=args.model, max_model_len=4096, prefix_caching=False, **dummy)
         built = build_core(section, lambda *_: None)
         counts = sorted({0, 1, args.concurrency // 2, args.concurrency})
-        ways = [(threads, count) for threads in args.mask_threads for count in counts]
-        tokenizer = Tokenizer.load(section.tokenizer or args.model)
-        compilers = {
-            threads: GrammarCompiler(lambda: (tokenizer, tokenizer.eos_token_ids), built.ready.vocab_size, threads)
-            for threads in args.mask_threads
-        }
-        rates: dict[tuple[int, int], list[float]] = {way: [] for way in ways}
+        rates: dict[int, list[float]] = {count: [] for count in counts}
         for round_ in range(args.rounds + 1):
-            for threads, count in ways:  # in turn, so that a machine's moods meet all alike
-                built.core._constraints = compilers[threads]
+            for count in counts:  # in turn, so that a machine's moods meet all alike
                 rate = throughput(built, args.concurrency, count, args.output_tokens)
                 if round_:
-                    rates[threads, count].append(rate)
-    medians = {way: statistics.median(rates[way]) for way in ways}
-    for (threads, count), rate in medians.items():
-        bound = f"{threads} threads, {count:3} of {args.concurrency} bound"
-        print(f"{bound}: {rate:9.1f} tok/s, {rate / medians[threads, 0]:.1%} of unbound")
+                    rates[count].append(rate)
+    medians = {count: statistics.median(rates[count]) for count in counts}
+    for count, rate in medians.items():
+        print(f"{count:4} of {args.concurrency} bound: {rate:9.1f} tok/s, {rate / medians[0]:.1%} of unbound")
     return {
         "model": built.ready.model,
         "device": built.ready.device,
         "vocab_size": built.ready.vocab_size,
         "concurrency": args.concurrency,
         "output_tokens": args.output_tokens,
-        "tokens_per_s": {
-            str(threads): {str(count): round(medians[threads, count], 1) for count in counts}
-            for threads in args.mask_threads
-        },
+        "tokens_per_s": {str(count): round(rate, 1) for count, rate in medians.items()},
     }
 
 
@@ -276,7 +263,7 @@ def made_up_tokenizer(vocab_size: int, folder: Path) -> Path:
 
 def masks(args: argparse.Namespace) -> dict[str, Any]:
     schemas = {f"schema {seed}": schema_spec(random_schema(seed)) for seed in range(6)}
-    run = grammar_masks.Run(args.concurrency, args.steps, args.mask_threads, args.library_slices)
+    run = grammar_masks.Run(args.concurrency, args.steps, args.library_slices)
     return grammar_masks.measure(Path(args.model), schema_spec(ENDLESS), schemas, run)
 
 
@@ -296,12 +283,10 @@ def main() -> None:
     price.add_argument("--concurrency", type=int, default=64)
     price.add_argument("--output-tokens", type=int, default=256)
     price.add_argument("--rounds", type=int, default=3)
-    price.add_argument("--mask-threads", type=int, nargs="+", default=[1])
     host = modes.add_parser("masks")
     host.add_argument("model")
     host.add_argument("--concurrency", type=int, default=64)
     host.add_argument("--steps", type=int, default=256)
-    host.add_argument("--mask-threads", type=int, default=1)
     host.add_argument("--library-slices", action="store_true")
     args = parser.parse_args()
     print(json.dumps({"valid": valid, "cost": cost, "masks": masks}[args.mode](args)))

@@ -9,14 +9,13 @@ tables (some microseconds). The vocabulary itself is read once, in the same thre
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark
@@ -39,7 +38,6 @@ from engines.native.types import GrammarSpec, ThinkingSpec
 MAX_GRAMMARS = 256  # compiled ones that are kept
 _MAX_ERROR_CHARS = 300
 _COMPILER_THREADS = 2
-_TABLES_A_THREAD = 2  # the library cuts a step's rows into twice as many parts as it has threads
 
 LoadVocabulary = Callable[[], tuple[Tokenizer, frozenset[int]]]
 """The tokenizer, and the ids that the model ends with beside those that the tokenizer names."""
@@ -50,9 +48,9 @@ class GrammarConstraint:
 
     __slots__ = ("_limit", "matcher")
 
-    def __init__(self, matcher: llguidance.LLMatcher, table: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self.matcher = matcher
-        self._limit: Matched = Matched(matcher, table=table)
+        self._limit: Matched = Matched(matcher)
 
     @property
     def error(self) -> str:
@@ -62,7 +60,7 @@ class GrammarConstraint:
         return self._limit
 
     def limit_or(self, token_id: int) -> Limit:
-        return Matched(self.matcher, token_id, self._limit.table)
+        return Matched(self.matcher, token_id)
 
     def advance(self, token_id: int) -> Progress:
         if not self.matcher.consume_token(token_id):  # nor is anything taken in after an error
@@ -70,45 +68,20 @@ class GrammarConstraint:
         return "complete" if self.matcher.is_stopped() else "open"
 
 
-class _Grammar:
-    """What was compiled of one spec: once, or more often where threads make masks, for rows that share tables wait for
-    each other. Requests get the tables in turn."""
-
-    def __init__(self, max_tables: int) -> None:
-        self._max_tables = max_tables
-        self._tables: list[Future[_Table]] = []
-        self._turns = itertools.count()
-
-    def take(self, compile_: Callable[[], Future[_Table]]) -> Future[_Table]:
-        turn = next(self._turns) % self._max_tables
-        if turn == len(self._tables):
-            self._tables.append(compile_())
-        return self._tables[turn]
-
-
-class _Table(NamedTuple):
-    """A compiled grammar at its start, and a number of its own."""
-
-    number: int
-    start: llguidance.LLMatcher
-
-
 class GrammarCompiler:
     """Satisfies `Constraints`, for one model.
 
     `load` is called once, in a thread. `vocab_size` is the model's, which may exceed the tokenizer's: ids beyond that
-    are never allowed. `mask_threads` make the masks of one step.
+    are never allowed.
     """
 
-    def __init__(self, load: LoadVocabulary, vocab_size: int, mask_threads: int = 1) -> None:
+    def __init__(self, load: LoadVocabulary, vocab_size: int) -> None:
         self._load = load
         self._vocab_size = vocab_size
         self._threads = ThreadPoolExecutor(_COMPILER_THREADS, thread_name_prefix="grammar")
         self._vocabulary: Future[Vocabulary] | None = None
-        self._max_tables = 1 if mask_threads == 1 else mask_threads * _TABLES_A_THREAD
-        self._compiled: OrderedDict[GrammarSpec, _Grammar] = OrderedDict()
-        self._table_numbers = itertools.count()
-        self._masks = MaskMaker(vocab_size, mask_threads)
+        self._compiled: OrderedDict[GrammarSpec, Future[llguidance.LLMatcher]] = OrderedDict()
+        self._masks = MaskMaker(vocab_size)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -123,17 +96,17 @@ class GrammarCompiler:
             return _then(self._vocabulary, lambda vocabulary: vocabulary.thinking(thinking, None))
         compiled = self._compiled.get(grammar)
         if compiled is None:
-            compiled = self._compiled[grammar] = _Grammar(self._max_tables)
+            compiled = self._compiled[grammar] = self._threads.submit(self._compile, grammar, self._vocabulary)
             if len(self._compiled) > MAX_GRAMMARS:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
         vocabulary = self._vocabulary
 
-        def constraint(table: _Table) -> TokenConstraint:
-            inner = GrammarConstraint(table.start.deep_copy(), table.number)
+        def constraint(start: llguidance.LLMatcher) -> TokenConstraint:
+            inner = GrammarConstraint(start.deep_copy())
             return inner if thinking is None else vocabulary.result().thinking(thinking, inner)
 
-        return _then(compiled.take(lambda: self._threads.submit(self._compile, grammar, vocabulary)), constraint)
+        return _then(compiled, constraint)
 
     def masks(self, choosing: Sequence[Choosing]) -> TokenMasks:
         return self._masks.masks(choosing)
@@ -154,14 +127,14 @@ class GrammarCompiler:
         self._masks.set_vocabulary(tokenizer.vocab_size, ends)
         return vocabulary
 
-    def _compile(self, spec: GrammarSpec, vocabulary: Future[Vocabulary]) -> _Table:
+    def _compile(self, spec: GrammarSpec, vocabulary: Future[Vocabulary]) -> llguidance.LLMatcher:
         # The vocabulary was submitted before and by one of several threads, so that waiting for it ends.
         matcher = llguidance.LLMatcher(vocabulary.result().tokens, _grammar_text(spec), log_level=0)
         if matcher.is_error():
             raise GrammarError(_explain(matcher.get_error()))
         if matcher.is_stopped():
             raise GrammarError("it allows nothing but an empty answer")
-        return _Table(next(self._table_numbers), matcher)
+        return matcher
 
 
 # --- grammars ---------------------------------------------------------------------------------------------------------

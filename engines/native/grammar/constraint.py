@@ -35,12 +35,10 @@ class OneToken:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """What a grammar allows, and `also` beside it where that is a token. `matcher` is the grammar library's; masks of
-    matchers that share a `table` are made one after the other."""
+    """What a grammar allows, and `also` beside it where that is a token. `matcher` is the grammar library's."""
 
     matcher: Any
     also: int = -1
-    table: int = 0
 
 
 Limit = Free | Unended | OneToken | Matched

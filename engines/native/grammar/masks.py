@@ -1,15 +1,13 @@
 """A step's limits turned into bits, many rows at once. Knows the library's matchers, not how they come about.
 
-A matcher's tables of its lexer are shared by all copies of what was compiled, under one lock: threads help only where
-rows have tables of their own. `Matched.table` says which; rows of one table lie side by side, so that a thread of the
-library's, which takes neighbours, seldom waits for another's lock.
+One thread makes them. The library has an executor of several, which costs more than it brings (see
+docs/structured-output.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,12 +15,10 @@ from engines.native.grammar.constraint import Choosing, Free, Matched, OneToken,
 
 
 class MaskMaker:
-    """Makes the masks of one step after the other, in the same memory. `num_threads` beside the caller's, which waits
-    for them; 1: none, the caller makes the masks itself."""
+    """Makes the masks of one step after the other, in the same memory."""
 
-    def __init__(self, vocab_size: int, num_threads: int) -> None:
+    def __init__(self, vocab_size: int) -> None:
         self._num_words = -(-vocab_size // 32)
-        self._executor = llguidance.LLExecutor(num_threads) if num_threads > 1 else None
         self._bits = np.zeros((0, self._num_words), dtype=np.int32)
         self._unended = np.zeros(self._num_words, dtype=np.int32)  # every token of the vocabulary but the ends
         self.eos_token_ids: frozenset[int] = frozenset()
@@ -56,8 +52,10 @@ class MaskMaker:
                     bits[row] = self._unended
             places.append(choice.place)
         bits = bits[: len(places)]
+        start, row_bytes = bits.ctypes.data, bits.strides[0]
+        for limit, row in matched:
+            limit.matcher.unsafe_compute_mask_ptr(start + row * row_bytes, row_bytes)
         if matched:
-            self._match(matched, bits)
             self._hold_back_ends(bits, stops)
         for limit, row in matched:
             if limit.also >= 0:
@@ -70,16 +68,6 @@ class MaskMaker:
         if len(self._bits) < count:
             self._bits = np.zeros((2 * count, self._num_words), dtype=np.int32)
         return self._bits[:count]
-
-    def _match(self, matched: list[tuple[Matched, int]], bits: NDArray[np.int32]) -> None:
-        start, row_bytes = bits.ctypes.data, bits.strides[0]
-        if self._executor is not None and len(matched) > 1:
-            matched = sorted(matched, key=_table)
-            rows = [(limit.matcher, row) for limit, row in matched]
-            self._executor.unsafe_compute_mask_ptr(rows, start, row_bytes, len(bits))
-            return
-        for limit, row in matched:
-            limit.matcher.unsafe_compute_mask_ptr(start + row * row_bytes, row_bytes)
 
     def _hold_back_ends(self, bits: NDArray[np.int32], stops: dict[int, frozenset[int]]) -> None:
         """Forbid end tokens that do not count now, unless the grammar has nothing else to say."""
@@ -95,10 +83,6 @@ class MaskMaker:
             if not bits[row].any():
                 for token_id in token_ids:
                     bits[row, token_id // 32] ^= _bit(token_id)
-
-
-def _table(matched: tuple[Matched, int]) -> int:
-    return matched[0].table
 
 
 def _bit(token_id: int) -> int:

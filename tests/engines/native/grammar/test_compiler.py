@@ -195,9 +195,8 @@ def test_equal_grammars_are_compiled_once_and_advance_apart(compiler, tokenizer)
     assert {x, y} <= allowed(compiler, second, frozenset())
 
 
-@pytest.mark.parametrize("threads", [1, 4])
-def test_masks_of_many_equal_masks_of_each(tokenizer, threads):
-    compiler = GrammarCompiler(lambda: (tokenizer, frozenset()), tokenizer.vocab_size, threads)
+def test_masks_of_many_equal_masks_of_each(tokenizer):
+    compiler = GrammarCompiler(lambda: (tokenizer, frozenset()), tokenizer.vocab_size)
     forms = (PERSON, JsonObject(), Regex("a+"), OneOf(("x", "y")))
     constraints = [compile_(compiler, form) for form in forms * 3]
     for _ in range(12):  # some on the way there are texts that the form leaves no choice about

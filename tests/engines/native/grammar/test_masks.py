@@ -1,9 +1,7 @@
-"""Masks of a step: the same however the vocabulary is sliced and whoever makes them, each row by its own rule."""
+"""Masks of a step: the same however the vocabulary is sliced, each row by its own rule."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +34,10 @@ def spec(form: Any) -> GrammarSpec:
     return grammar_spec(StructuredOutput(form, "f"))
 
 
-def loaded(tokenizer: Tokenizer, threads: int = 1, padding: int = 0) -> GrammarCompiler:
+def loaded(tokenizer: Tokenizer, padding: int = 0) -> GrammarCompiler:
     """With its vocabulary read. What the small tokenizers do not name as an end, a special token is."""
     ends = tokenizer.eos_token_ids or frozenset({min(tokenizer.special_ids)})
-    compiler = GrammarCompiler(lambda: (tokenizer, ends), tokenizer.vocab_size + padding, threads)
+    compiler = GrammarCompiler(lambda: (tokenizer, ends), tokenizer.vocab_size + padding)
     compiler.request(spec(Regex("a"))).result(timeout=60)
     return compiler
 
@@ -93,64 +91,11 @@ def test_slices_change_no_bit(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPa
     assert num_large > 20, "the walks stay outside of strings, where slices are of use"
 
 
-def test_threads_change_no_bit(tokenizer: Tokenizer):
-    alone, together = loaded(tokenizer), loaded(tokenizer, threads=3)
-    rng = np.random.default_rng(1)
-    forms = FORMS[:4] * 5
-    ones = [constrained(alone, form)[0] for form in forms]
-    others = [constrained(together, form)[0] for form in forms]
-    for _ in range(12):
-        mask = bits(together, others, together.eos_token_ids)
-        assert np.array_equal(mask, bits(alone, ones, alone.eos_token_ids))
-        for row, (one, other) in enumerate(zip(ones, others, strict=True)):
-            token = int(rng.choice(ids(mask[row])))
-            assert one.advance(token) == other.advance(token)
-
-
-@pytest.mark.network
-def test_a_string_with_few_characters_left_costs_less_than_the_vocabulary(
-    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
-):
-    tokenizer = Tokenizer.load(smollm2_gguf)
-
-    def mask_s() -> float:
-        """The least of several, of a string that may go on for eight more characters."""
-        compiler = loaded(tokenizer)
-        form = JsonSchema({"type": "string", "maxLength": 8})
-        constraints = constrained(compiler, form, 9)
-        times: list[float] = []
-        for constraint in constraints:
-            constraint.advance(tokenizer.encode('"', False)[0])
-            started = time.thread_time()
-            compiler.masks([Choosing(0, constraint, frozenset())])
-            times.append(time.thread_time() - started)
-        return min(times)
-
-    ours = mask_s()
-    monkeypatch.setattr(vocabulary, "SLICES", None)
-    assert ours < 0.8 * mask_s()
-
-
-def tables(constraints: list[GrammarConstraint]) -> list[int]:
-    limits = [constraint.limit() for constraint in constraints]
-    return [limit.table for limit in limits if isinstance(limit, Matched)]
-
-
-def test_rows_of_one_grammar_share_tables_unless_threads_could_not_use_them_at_once(tokenizer: Tokenizer):
-    assert len(set(tables(constrained(loaded(tokenizer), JsonObject(), 9)))) == 1
-    threaded = loaded(tokenizer, threads=2)
-    assert tables(constrained(threaded, Regex("b"), 1)) != tables(constrained(threaded, Regex("c"), 1))
-    numbers = tables(constrained(threaded, JsonObject(), 40))
-    assert sorted(numbers.count(number) for number in set(numbers)) == [10] * 4, "so many and no more"
-
-
 def test_no_more_than_the_grammars_used_last_are_kept(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("engines.native.grammar.compiler.MAX_GRAMMARS", 3)
-    compiler = loaded(tokenizer, threads=2)
-    first = tables(constrained(compiler, Regex("b"), 4))
-    for text in "cdb":
-        assert (tables(constrained(compiler, Regex(text), 4)) == first) == (text == "b"), "kept, used or not"
-    constrained(compiler, Regex("e"))
+    compiler = loaded(tokenizer)
+    for text in "bcdbe":
+        constrained(compiler, Regex(text))
     assert [kept.text for kept in compiler._compiled] == ["d", "b", "e"]
 
 
