@@ -258,6 +258,8 @@ def quantized_linear(
 def choose_config(num_tokens: int, n: int, k: int, group: int, gated: bool) -> LinearConfig:
     """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns, in groups unless 0."""
     block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64 if num_tokens <= 64 else 128
-    split_k = 1 if gated or n > 8192 else 2 if n > 4096 or k <= 4096 else 4
+    small = n * k <= 2**25
+    split_k = 1 if gated or n > 8192 else 2 if block_m > 16 and (n > 4096 or k <= 4096) else 4
     block_k = fit_groups(128, group) if group else 128
-    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=4 if gated else 5, pdl=n * k <= 2**25)
+    num_stages = 4 if gated or (block_m == 16 and small) else 5
+    return LinearConfig(block_m, 64, block_k, split_k=split_k, num_stages=num_stages, pdl=small)
