@@ -17,11 +17,11 @@ a launch, which for few sequences of a small model takes as long as half the att
 # pyright: reportIndexIssue=false
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from engines.native.kernels.ops import Rotary
+from engines.native.kernels.triton_attention_merge import merge_splits
 from engines.native.kernels.triton_attention_tiles import LOG2_E, TileConfig, attend_tiles
 from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
@@ -42,7 +42,6 @@ _WIDE_CONFIG = TileConfig(query_rows=16, key_rows=16, num_warps=4, num_stages=3)
 DECODE_BLOCKS = 396
 # The same with a pipeline of two stages, of which five fit: worth it where all then run at once, and not in two turns.
 _SHALLOW_BLOCKS = 660
-_MERGE_SPLITS = tl.constexpr(8)
 MAX_SPLITS = 16  # more cost more in the merge than they gain, even for one sequence of 16,000 tokens
 
 
@@ -169,7 +168,7 @@ def _decode_kernel(
     if tl.atomic_add(arrived + pair, 1, sem="acq_rel") < active_splits - 1:
         return
     tl.store(arrived + pair, 0)
-    _merge_splits(
+    merge_splits(
         partial_out,
         partial_lse,
         out_ptr + (seq.to(tl.int64) * num_kv_heads + kv_head) * GROUP * HEAD_DIM,
@@ -179,43 +178,6 @@ def _decode_kernel(
         HEAD_DIM,
         BLOCK_D,
     )
-
-
-@triton.jit
-def _merge_splits(
-    partial_out,  # [num_splits, GROUP_ROWS * BLOCK_D] float32
-    partial_lse,  # the same, a head's value repeated for its dimensions
-    out,
-    active_splits,
-    GROUP: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Softmax-weighted sum of the splits' outputs; loads bypass L1 (.cg), where an older launch's values may lie.
-
-    Every thread sums elements of its own, whose exponents it reads beside them: nothing crosses threads, and the loads
-    of MERGE_SPLITS splits are under way together.
-    """
-    elements = tl.arange(0, GROUP_ROWS * BLOCK_D)
-    acc = tl.zeros([GROUP_ROWS * BLOCK_D], tl.float32)
-    total = tl.zeros([GROUP_ROWS * BLOCK_D], tl.float32)
-    running_max = tl.full([GROUP_ROWS * BLOCK_D], float("-inf"), tl.float32)
-    for first in range(0, active_splits, _MERGE_SPLITS):
-        for i in tl.static_range(_MERGE_SPLITS):
-            offsets = (first + i) * (GROUP_ROWS * BLOCK_D) + elements
-            exists = first + i < active_splits
-            lse = tl.load(partial_lse + offsets, mask=exists, other=float("-inf"), cache_modifier=".cg")
-            partial = tl.load(partial_out + offsets, mask=exists, other=0.0, cache_modifier=".cg")
-            new_max = tl.maximum(running_max, lse)
-            weight = tl.exp2(lse - new_max)
-            rescale = tl.exp2(running_max - new_max)
-            acc = acc * rescale + partial * weight
-            total = total * rescale + weight
-            running_max = new_max
-    heads, dims = elements // BLOCK_D, elements % BLOCK_D
-    merged = (acc / total).to(out.dtype.element_ty)
-    tl.store(out + heads * HEAD_DIM + dims, merged, mask=(heads < GROUP) & (dims < HEAD_DIM))
 
 
 def choose_decode_tiles(head_dim: int, element_size: int, num_pairs: int) -> TileConfig:
