@@ -30,7 +30,14 @@ class Live:
 def serving(app: Starlette, model: str) -> Iterator[Live]:
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         config = uvicorn.Config(
-            app, loop="uvloop", http="httptools", ws="none", log_config=None, access_log=False, lifespan="on"
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=75,  # as `headrace serve` has it: clients, which wait 5 s, then never race the server
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
