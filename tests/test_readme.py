@@ -73,7 +73,7 @@ def test_curl_snippets_are_answered():
 @pytest.mark.usefixtures("_served")
 @pytest.mark.parametrize("snippet", PYTHON, ids=["openai", "langchain"])
 def test_python_snippet_is_answered(snippet: str):
-    assert len(answered([sys.executable, "-c", snippet]).split()) > 3
+    assert answered([sys.executable, "-c", snippet]).strip(), "how long an answer is, is what the model samples"
 
 
 def test_settings_snippet_loads(tmp_path: Path):
