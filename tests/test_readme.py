@@ -73,7 +73,8 @@ def test_curl_snippets_are_answered():
 @pytest.mark.usefixtures("_served")
 @pytest.mark.parametrize("snippet", PYTHON, ids=["openai", "langchain"])
 def test_python_snippet_is_answered(snippet: str):
-    assert answered([sys.executable, "-c", snippet]).strip(), "how long an answer is, is what the model samples"
+    answers = (answered([sys.executable, "-c", snippet]) for _ in range(5))  # sampled, and now and then a word or two
+    assert any(len(answer.split()) > 3 for answer in answers)
 
 
 def test_settings_snippet_loads(tmp_path: Path):

@@ -101,7 +101,7 @@ class Scheduler:
         preempted_before = self._preemptions
         budget = self._schedule_decodes(plan, sequences, self._limits.max_num_batched_tokens)
         budget = min(budget, self._limits.max_prefill_tokens)
-        if plan.num_decodes:
+        if plan.num_decodes and (self._waiting or plan.num_decodes < len(self._running)):  # else there are no prompts
             budget = min(budget, self._chunks.tokens_for(plan.num_decodes, self._backlog()))
         budget = self._schedule_prefills(plan, sequences, budget)
         if self._preemptions == preempted_before:  # admitting now would take back what preemption just freed

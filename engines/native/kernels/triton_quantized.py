@@ -1,8 +1,8 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
-One token has products that take norm, residual and gate along; up to TILE_ROWS tokens have tiles that dequantize in
-registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores
-that have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
+One token has products that take norm, residual and gate along (8 bits) or the gate (4 bits); up to TILE_ROWS tokens
+have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that
+have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
 nf4 and fp4 are bitsandbytes' own products throughout.
 """
 
