@@ -161,8 +161,9 @@ class ChunkGraphs:
         state, model, num_seqs = self._context.rows, self._context.model, inputs.shape[1] - 1
         step = state.read(inputs, decodes, decodes + tokens)
         metadata = metadata_of(step, num_seqs, decodes, tokens, state.max_model_len)
-        hidden = model.forward(step.input_ids, step.positions, self._context.cache.layers, metadata)
-        return model.compute_logits(hidden[step.last_tokens[:num_seqs]])
+        last_tokens = step.last_tokens[:num_seqs]
+        hidden = model.forward(step.input_ids, step.positions, self._context.cache.layers, metadata, last_tokens)
+        return model.compute_logits(hidden)
 
 
 def _num_chunks(tokens: int) -> int:

@@ -102,17 +102,22 @@ class ModelRunner:
         if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
             graph = self._graphs.replay(plan.rows, plan.starts)
             return self._open_graph(plan, graph, list(range(len(plan.rows))))
-        if self._chunk_graphs is not None and not (self._scores_prompts(plan) or self._pooling.concerns(plan)):
+        all_states = self._scores_prompts(plan) or self._pooling.concerns(plan)
+        if self._chunk_graphs is not None and not all_states:
             places = self._chunk_graphs.find(plan)
             if places is not None:
                 return self._open_graph(plan, *self._chunk_graphs.replay(plan, places))
         inputs = self._rows.prepare(plan)
-        hidden = self._model.forward(inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata)
+        last_tokens = None if all_states or plan.num_decodes == len(plan.rows) else inputs.last_tokens
+        hidden = self._model.forward(
+            inputs.input_ids, inputs.positions, self._cache.layers, inputs.metadata, last_tokens
+        )
         launched = Launched(
             prompt_logprobs=self._score_prompts(plan, hidden), embedded=self._pooling.take(plan, hidden)
         )
         if any(plan.samples):
-            logits = self._model.compute_logits(hidden[inputs.sampled_tokens])
+            states = hidden[inputs.last_tokens] if all_states else hidden
+            logits = self._model.compute_logits(states[inputs.sampled_places])
             self._choose(launched, plan, partial(self._sample, plan=plan, inputs=inputs, logits=logits))
         return launched
 

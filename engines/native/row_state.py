@@ -26,7 +26,8 @@ class ModelInput:
     input_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     metadata: AttentionMetadata
-    sampled_tokens: Tensor  # [num_sampled] int64: index among num_tokens of each sampling sequence's last token
+    last_tokens: Tensor  # [num_seqs] int64: index among num_tokens of each sequence's last token
+    sampled_places: Tensor  # [num_sampled] int64: of the sequences that sample, among num_seqs
     sampled_rows: Tensor  # [num_sampled] int64
     sampled_lengths: Tensor  # [num_sampled] int64: tokens known before sampling, which is the new token's position
 
@@ -65,14 +66,15 @@ class RowState:
         sequences = self.to_device([plan.rows, plan.starts, plan.num_tokens])
         step = self.read(sequences, plan.num_decodes, ends[-1])
         sampled = [i for i, samples in enumerate(plan.samples) if samples]
-        sampled_tokens, sampled_rows, sampled_lengths = self.to_device(
-            [[ends[i] - 1 for i in sampled], [plan.rows[i] for i in sampled], [lengths[i] for i in sampled]]
+        sampled_places, sampled_rows, sampled_lengths = self.to_device(
+            [sampled, [plan.rows[i] for i in sampled], [lengths[i] for i in sampled]]
         )
         return ModelInput(
             input_ids=step.input_ids,
             positions=step.positions,
             metadata=metadata_of(step, len(plan.rows), plan.num_decodes, max(plan.num_tokens), max(lengths)),
-            sampled_tokens=sampled_tokens,
+            last_tokens=step.last_tokens,
+            sampled_places=sampled_places,
             sampled_rows=sampled_rows,
             sampled_lengths=sampled_lengths,
         )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
 
 LinearWeight = Any
 """A matrix in the form that an implementation's `linear` reads fastest; opaque to everyone else."""
@@ -141,8 +141,12 @@ class Ops(Protocol):
         num_heads: int,
         scale: float,
         sliding_window: int = 0,
+        last: LastTokens | None = None,
     ) -> Tensor:
-        """`rope_and_cache`, then `paged_attention`: qkv and positions of the one, [num_tokens, num_heads, head_dim]."""
+        """`rope_and_cache`, then `paged_attention`: qkv and positions of the one, [num_tokens, num_heads, head_dim].
+
+        With `last` that of its queries only, [num_seqs, num_heads, head_dim]; all keys and values are written.
+        """
         q = self.rope_and_cache(
             qkv,
             positions,
@@ -156,4 +160,6 @@ class Ops(Protocol):
             num_heads,
             *key_cache.shape[2:],
         )
+        if last is not None:
+            q, metadata = q[last.at], last.metadata
         return self.paged_attention(q, key_cache, value_cache, metadata, scale, sliding_window)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engines.native.kernels.ops import Rotary
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
 
 E4M3_MAX = 448.0
 
@@ -176,8 +176,9 @@ def attend(
     num_heads: int,
     scale: float,
     sliding_window: int = 0,
+    last: LastTokens | None = None,
 ) -> Tensor:
-    """`rope_and_cache`, then `paged_attention`."""
+    """`rope_and_cache`, then `paged_attention`, with `last` of its queries only."""
     q = rope_and_cache(
         qkv,
         positions,
@@ -191,4 +192,6 @@ def attend(
         num_heads,
         *key_cache.shape[2:],
     )
+    if last is not None:
+        q, metadata = q[last.at], last.metadata
     return paged_attention(q, key_cache, value_cache, metadata, scale, sliding_window)

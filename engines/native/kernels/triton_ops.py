@@ -15,7 +15,7 @@ from engines.native.kernels.ops import Ops, Rotary
 from engines.native.kernels.triton_attention_decode import shallow_batch
 from engines.native.kernels.triton_gemv import gemv
 from engines.native.kernels.triton_linear import LinearConfig
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
 
 
 def batch_sizes(num_kv_heads: int) -> tuple[int, ...]:
@@ -153,12 +153,14 @@ class TritonOps(Ops):
         num_heads: int,
         scale: float,
         sliding_window: int = 0,
+        last: LastTokens | None = None,
     ) -> Tensor:
         num_tokens, head_dim = qkv.shape[0], key_cache.shape[3]
         whole_heads = rotary.cos_sin.shape[1] == head_dim
-        if metadata.num_decodes < num_tokens or not whole_heads or key_cache.dtype != qkv.dtype:
+        only_decodes = metadata.num_decodes == num_tokens and last is None
+        if not only_decodes or not whole_heads or key_cache.dtype != qkv.dtype:
             return super().attend(
-                qkv, positions, rotary, key_cache, value_cache, metadata, num_heads, scale, sliding_window
+                qkv, positions, rotary, key_cache, value_cache, metadata, num_heads, scale, sliding_window, last
             )
         out = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
         triton_attention.decode_attention(

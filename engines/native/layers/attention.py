@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from engines.native.kernels.ops import Rotary
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
 from engines.native.layers.context import LayerContext
 from engines.native.layers.linear import Part, column_parallel, row_parallel
 from engines.native.layers.norm import RMSNorm
@@ -48,10 +48,12 @@ class Attention:
         positions: Tensor,
         kv_cache: tuple[Tensor, Tensor],
         metadata: AttentionMetadata,
+        last: LastTokens | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(attention of norm(x + residual), x + residual), [num_tokens, hidden_size]; writes the cache.
 
-        positions [num_tokens] int64. Without a residual, at the first layer, the sum is x.
+        positions [num_tokens] int64. Without a residual, at the first layer, the sum is x. With `last`, all tokens'
+        keys and values are written, but only those tokens' rows returned, [num_seqs, hidden_size].
         """
         key_cache, value_cache = kv_cache
         qkv, residual = self.norm.then_linear(x, residual, self.qkv_proj)
@@ -65,8 +67,9 @@ class Attention:
             self.num_heads,
             self.scale,
             self.sliding_window,
+            last,
         )
-        return self.o_proj(mixed.flatten(1)), residual
+        return self.o_proj(mixed.flatten(1)), residual if last is None else residual[last.at]
 
 
 def _count(share: slice) -> int:

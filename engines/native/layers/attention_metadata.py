@@ -3,8 +3,11 @@
 Owns the layout's description only. It does not know who built the batch or which kernel reads it.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
+import torch
 from torch import Tensor
 
 
@@ -23,3 +26,24 @@ class AttentionMetadata:
     num_decodes: int  # leading sequences with exactly one query token
     max_query_len: int  # upper bound of the query lengths
     max_seq_len: int  # upper bound of seq_lens
+
+    def of_last_tokens(self, at: Tensor) -> LastTokens:
+        """at [num_seqs] int64: the index among the tokens of each sequence's last."""
+        num_seqs = at.shape[0]
+        one_each = replace(
+            self,
+            query_start_loc=torch.arange(num_seqs + 1, dtype=torch.int32, device=at.device),
+            slot_mapping=self.slot_mapping[at],
+            num_decodes=num_seqs,
+            max_query_len=1,
+        )
+        return LastTokens(at, one_each)
+
+
+@dataclass(frozen=True, slots=True)
+class LastTokens:
+    """Each sequence's last token. All that a step needs of a model's last layer, but for the keys and values there, is
+    what comes of these."""
+
+    at: Tensor  # [num_seqs] int64, among the step's tokens
+    metadata: AttentionMetadata  # with these as the only queries

@@ -17,7 +17,7 @@ from engines.native.models.model_config import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from engines.native.layers.attention_metadata import AttentionMetadata
+    from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
     from engines.native.layers.context import LayerContext
 
 _LLAMA = ("engines.native.models.llama", "LlamaForCausalLM")
@@ -45,8 +45,10 @@ class Layer(Protocol):
         positions: Tensor,
         kv_cache: tuple[Tensor, Tensor],
         metadata: AttentionMetadata,
+        last: LastTokens | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(what is to be added next, residual stream) to the same of the next layer; [num_tokens, hidden_size] all."""
+        """(what is to be added next, residual stream) to the same of the next layer; [num_tokens, hidden_size] all, or
+        with `last` those tokens' rows."""
         ...
 
 
@@ -72,10 +74,12 @@ class CausalLM(Protocol):
         positions: Tensor,
         kv_caches: Sequence[tuple[Tensor, Tensor]],
         metadata: AttentionMetadata,
+        last_tokens: Tensor | None = None,
     ) -> Tensor:
         """input_ids and positions [num_tokens] int64; one (key_cache, value_cache) a layer, which is written.
 
-        Returns hidden states after the final norm, [num_tokens, hidden_size].
+        Returns hidden states after the final norm, [num_tokens, hidden_size]; with last_tokens [num_seqs] int64, the
+        index of each sequence's last token, theirs alone, [num_seqs, hidden_size], for less work.
         """
         ...
 

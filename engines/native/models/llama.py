@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from engines.native.layers.attention import Attention
-from engines.native.layers.attention_metadata import AttentionMetadata
+from engines.native.layers.attention_metadata import AttentionMetadata, LastTokens
 from engines.native.layers.context import LayerContext
 from engines.native.layers.embedding import Embedding, LMHead
 from engines.native.layers.mlp import GatedMLP
@@ -38,13 +38,14 @@ class DecoderLayer:
         positions: Tensor,
         kv_cache: tuple[Tensor, Tensor],
         metadata: AttentionMetadata,
+        last: LastTokens | None = None,
     ) -> tuple[Tensor, Tensor]:
         """x is what the layer before would add to `residual` ([num_tokens, hidden_size] both); the same is returned.
 
         The addition waits for the next norm, which does both in one pass; so does the sum over ranks of what would be
-        added. The first layer has no residual yet.
+        added. The first layer has no residual yet. With `last` both have those tokens' rows only.
         """
-        x, residual = self.attention(x, residual, positions, kv_cache, metadata)
+        x, residual = self.attention(x, residual, positions, kv_cache, metadata, last)
         x, residual = self.mlp(self._scaled(x), residual)
         return self._scaled(x), residual
 
@@ -82,10 +83,12 @@ class LlamaForCausalLM:
         positions: Tensor,
         kv_caches: Sequence[tuple[Tensor, Tensor]],
         metadata: AttentionMetadata,
+        last_tokens: Tensor | None = None,
     ) -> Tensor:
         x, residual = self.embed_tokens(input_ids), None
+        last = None if last_tokens is None else metadata.of_last_tokens(last_tokens)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x, residual = layer(x, residual, positions, kv_cache, metadata)
+            x, residual = layer(x, residual, positions, kv_cache, metadata, last if layer is self.layers[-1] else None)
         assert residual is not None
         return self.norm.add(x, residual)[0]
 

@@ -27,8 +27,9 @@ class PagedRunner:
         self.blocks: dict[str, list[int]] = {}
         self.computed: dict[str, int] = {}
 
-    def step(self, chunks: dict[str, list[int]]) -> dict[str, Tensor]:
-        """chunks: sequence name to its next tokens. Returns name to logits [len(tokens), vocab] float32."""
+    def step(self, chunks: dict[str, list[int]], *, last_only: bool = False) -> dict[str, Tensor]:
+        """chunks: sequence name to its next tokens. Returns name to logits [len(tokens), vocab] float32, or with
+        last_only [1, vocab]."""
         names = sorted(chunks, key=lambda name: len(chunks[name]) > 1)
         for name in names:
             self._reserve(name, len(chunks[name]))
@@ -40,8 +41,11 @@ class PagedRunner:
         for name in names:
             self.computed[name] += len(chunks[name])
         metadata = self._metadata(names, lengths, slots)
-        hidden = self.model.forward(input_ids, torch.tensor(positions), self.caches, metadata)
+        last_tokens = metadata.query_start_loc[1:].long() - 1 if last_only else None
+        hidden = self.model.forward(input_ids, torch.tensor(positions), self.caches, metadata, last_tokens)
         logits = self.model.compute_logits(hidden)
+        if last_only:
+            lengths = [1] * len(names)
         return dict(zip(names, logits.split(lengths), strict=True))
 
     def _metadata(self, names: list[str], lengths: list[int], slots: list[int]) -> AttentionMetadata:

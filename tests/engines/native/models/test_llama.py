@@ -159,6 +159,20 @@ def test_a_mixed_batch_gives_each_sequence_what_it_gets_alone(pair: tuple[Causal
         assert_close(torch.cat([first[name], second[name]]), expected[:end])
 
 
+def test_last_tokens_alone_get_what_they_get_among_all_and_leave_the_same_cache(
+    pair: tuple[CausalLM, torch.Tensor],
+) -> None:
+    model, expected = pair
+    runner = PagedRunner(model, block_size=4)
+    first = runner.step({"a": PROMPT[:9], "b": PROMPT[:1], "c": PROMPT[:4]}, last_only=True)
+    second = runner.step({"a": PROMPT[9:20], "b": PROMPT[1:7], "c": PROMPT[4:5]}, last_only=True)
+    for name, ends in (("a", (8, 19)), ("b", (0, 6)), ("c", (3, 4))):
+        assert_close(torch.cat([first[name], second[name]]), expected[list(ends)])
+    whole = runner.step({"a": PROMPT[20:], "b": PROMPT[7:8]})  # sees the last layer's keys and values of all before
+    assert_close(whole["a"], expected[20:23])
+    assert_close(whole["b"], expected[7:8])
+
+
 def test_dynamic_rope_beyond_the_trained_context_equals_transformers_at_that_length(tmp_path: Path) -> None:
     sizes = {**SIZES, "max_position_embeddings": 10}
     hf_config = LlamaConfig(**sizes, rope_parameters={"rope_type": "dynamic", "factor": 2.0})
