@@ -11,6 +11,7 @@ Knows no clock, no device and no sequences: whoever steps tells it what happened
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product
 _SPREAD_STEPS = 64  # over which a burst of prompts is spread, at the most
 _LEAST_SHARE = 0.15  # of the target, that prompts get however few there are
 _TOKENS_PER_DECODE = 4  # keeps up where prompts are up to four times as long as answers
+_FORGOTTEN_AFTER = 1000  # steps with prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,9 @@ class ChunkSizer:
         self._target_s = target_s
         self._largest = largest
         self._sizes = sizes
-        self._base_s = 0.0
-        self._token_s = 0.0
+        self._decodes = DecodeTimes()
+        self._token_s = 0.0  # what a prompt token takes, between the two
+        self._least_s = self._most_s = 0.0
         self.limit = min(first_limit, largest) if target_s else largest  # by the target alone
 
     def tokens_for(self, num_decodes: int, backlog: int) -> int:
@@ -84,12 +87,47 @@ class ChunkSizer:
         if not self._target_s:
             return
         if num_prefill_tokens == 0:
-            self._base_s = _mixed(self._base_s, duration_s)
+            self._decodes.observe(num_decodes, duration_s)
         elif num_prefill_tokens >= _SMALLEST:
-            base_s = self._base_s if num_decodes else 0.0
-            self._token_s = _mixed(self._token_s, max(duration_s - base_s, 0.0) / num_prefill_tokens)
+            least_base_s, most_base_s = self._decodes.bounds(num_decodes)
+            self._least_s = _mixed(self._least_s, max(duration_s - most_base_s, 0.0) / num_prefill_tokens)
+            self._most_s = _mixed(self._most_s, max(duration_s - least_base_s, 0.0) / num_prefill_tokens)
+            self._token_s = min(max(self._token_s or self._most_s, self._least_s), self._most_s)
         if self._token_s:
             self.limit = max(_SMALLEST, min(self._largest, int(self._target_s / self._token_s)))
+
+
+class DecodeTimes:
+    """What steps that only decode take, by how many decode: one number from each power of two to the next.
+
+    While prompts keep coming no step decodes alone. What was last seen, with fewer sequences perhaps, then tells too
+    little, and how long a prompt token takes is not known but between bounds.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[float, int]] = {}  # by bit length of their number: seconds, when last seen
+        self._now = 0
+
+    def observe(self, num_decodes: int, duration_s: float) -> None:
+        kind = num_decodes.bit_length()
+        past_s, _ = self._seen.get(kind, (0.0, 0))
+        self._seen[kind] = _mixed(past_s, duration_s), self._now
+
+    def bounds(self, num_decodes: int) -> tuple[float, float]:
+        """The least and the most that so many decodes take alone, in seconds: no less than fewer of them do, and no more
+        than in proportion."""
+        self._now += 1
+        known = {kind: s for kind, (s, seen) in self._seen.items() if self._now - seen <= _FORGOTTEN_AFTER}
+        kind = num_decodes.bit_length()
+        if not num_decodes:
+            return 0.0, 0.0
+        if kind in known:
+            return known[kind], known[kind]
+        fewer = [other for other in known if other < kind]
+        if not fewer:
+            return 0.0, min(known.values(), default=math.inf)
+        nearest = max(fewer)
+        return known[nearest], known[nearest] * 2 ** (kind - nearest)
 
 
 def _mixed(past: float, newest: float) -> float:

@@ -143,3 +143,54 @@ def test_a_target_that_nothing_meets_still_lets_prompts_go_on():
     sizer.observe(4, 0, 0.02)
     sizer.observe(4, 2048, 0.06)
     assert sizer.limit == 128
+
+
+def steps_with(sizer: ChunkSizer, num_decodes: int, base_s: float, token_s: float, count: int = 60) -> None:
+    for _ in range(count):
+        sizer.observe(num_decodes, 1500, base_s + 1500 * token_s)
+
+
+def test_decodes_that_were_never_seen_alone_are_not_taken_for_the_prompts_cost():
+    sizer = learned(25e-6)
+    for _ in range(30):
+        sizer.observe(4, 0, 0.005)
+    steps_with(sizer, 200, base_s=0.020, token_s=25e-6)
+    assert sizer.limit == pytest.approx(2000, rel=0.01)
+
+
+def test_one_slow_step_among_them_changes_little():
+    sizer = learned(25e-6)
+    sizer.observe(4, 0, 0.005)
+    for _ in range(20):
+        steps_with(sizer, 200, base_s=0.020, token_s=25e-6, count=20)
+        sizer.observe(200, 1500, 0.020 + 1500 * 25e-6 + 0.02)
+    assert sizer.limit > 1900
+
+
+def test_prompts_that_cost_more_than_decodes_can_explain_lower_the_limit():
+    sizer = learned(25e-6)
+    for _ in range(30):
+        sizer.observe(100, 0, 0.010)
+    steps_with(sizer, 200, base_s=0.015, token_s=50e-6)  # at most 20 ms of it are the decodes'
+    assert 1000 <= sizer.limit <= 1100
+    assert learned(25e-6).limit > 1900
+
+
+def test_prompts_that_cost_less_than_known_raise_it():
+    sizer = learned(50e-6)
+    for _ in range(30):
+        sizer.observe(100, 0, 0.010)
+    steps_with(sizer, 200, base_s=0.015, token_s=25e-6)  # at least 10 ms of it are the decodes'
+    assert 1700 <= sizer.limit <= 2000
+
+
+def test_decodes_seen_long_ago_are_forgotten():
+    sizer = learned(25e-6)
+    for _ in range(30):
+        sizer.observe(100, 0, 0.030)
+    steps_with(sizer, 100, base_s=0.005, token_s=25e-6)  # shorter sequences, which decode faster
+    assert sizer.limit > 5000
+    steps_with(sizer, 100, base_s=0.005, token_s=25e-6, count=1000)
+    steps_with(sizer, 0, base_s=0.0, token_s=25e-6)
+    steps_with(sizer, 100, base_s=0.005, token_s=25e-6)
+    assert sizer.limit == pytest.approx(2000, rel=0.01)
