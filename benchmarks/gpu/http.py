@@ -39,7 +39,7 @@ KEPT = (
     "median_itl_ms",
     "p99_itl_ms",
 )
-PORT = 8123
+DEFAULT_PORT = 8123
 
 
 def gpu_name() -> str:
@@ -47,25 +47,25 @@ def gpu_name() -> str:
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
-def wait_ready(server: subprocess.Popen[bytes], timeout_s: float = 300.0) -> float:
+def wait_ready(server: subprocess.Popen[bytes], port: int, timeout_s: float = 300.0) -> float:
     """Seconds until it names its models."""
     started = time.monotonic()
     while time.monotonic() - started < timeout_s:
         if server.poll() is not None:
             raise SystemExit(f"the server ended with code {server.returncode}")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/v1/models", timeout=2):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2):
                 return time.monotonic() - started
         except OSError:
             time.sleep(0.2)
     raise SystemExit("the server was not ready in time")
 
 
-def drive(loadgen: str, model: Path, workload: str, out: Path) -> dict[str, Any]:
+def drive(loadgen: str, port: int, model: Path, workload: str, out: Path) -> dict[str, Any]:
     num_input, num_output, num_requests, concurrency = workload.split(",")
-    result = out / "one.tmp.json"
+    result = out / f"one-{port}.tmp.json"
     command = [
-        *(loadgen, "bench", "serve", "--backend", "openai", "--host", "127.0.0.1", "--port", str(PORT)),
+        *(loadgen, "bench", "serve", "--backend", "openai", "--host", "127.0.0.1", "--port", str(port)),
         *("--model", "m", "--tokenizer", str(model), "--dataset-name", "random", "--disable-tqdm"),
         *("--random-input-len", num_input, "--random-output-len", num_output, "--num-prompts", num_requests),
         *("--max-concurrency", concurrency, "--ignore-eos", "--temperature", "0", "--no-steady-state"),
@@ -84,16 +84,16 @@ def drive(loadgen: str, model: Path, workload: str, out: Path) -> dict[str, Any]
 
 def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     peer, _, peer_command = args.peer.partition("=")
-    command = shlex.split(peer_command.format(model=model, port=PORT)) or [
+    command = shlex.split(peer_command.format(model=model, port=args.port)) or [
         *(sys.executable, "-m", "gateway", "serve", str(model), "--load-format", "dummy", "--served-model-name", "m"),
-        *("--port", str(PORT), "--max-model-len", "16384", "--gateway-workers", str(args.workers)),
+        *("--port", str(args.port), "--max-model-len", "16384", "--gateway-workers", str(args.workers)),
         *("--tensor-parallel-size", str(args.tensor_parallel_size)),
         *shlex.split(args.serve_args),
     ]
     with (args.out / f"{model.name}.{peer}server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        ready_s = wait_ready(server)
+        ready_s = wait_ready(server, args.port)
         print(f"{model.name}: ready after {ready_s:.1f} s", flush=True)
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
         name = gpu_name()
@@ -103,10 +103,10 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             "command": shlex.join(command if peer else ["headrace", *command[3:]]),
             "ready_s": round(ready_s, 1),
         }
-        drive(args.loadgen, model, "64,32,32,32", args.out)  # warm-up
+        drive(args.loadgen, args.port, model, "64,32,32,32", args.out)  # warm-up
         results = []
         for workload in args.workloads:
-            results.append(drive(args.loadgen, model, workload, args.out))
+            results.append(drive(args.loadgen, args.port, model, workload, args.out))
             print(json.dumps(results[-1]), flush=True)
         short = "h200" if "H200" in name else "h100" if "H100" in name else name.replace(" ", "-").lower()
         file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp{args.tensor_parallel_size}"
@@ -123,6 +123,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--loadgen", required=True)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="another beside a second run, on another GPU")
     parser.add_argument("--workers", type=int, default=4, help="gateway processes")
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS)
