@@ -27,7 +27,8 @@ from gateway.record import RequestRecord
 MAX_RELAYED_BYTES = 65536  # frames waiting for a slow client, per exchange; the socket's own buffer comes on top
 
 KEEP_ALIVE_S = 15.0  # longest silence of a stream, also before its first event
-_COMMENT = b":\n\n"  # which clients skip, and proxies take for a sign of life
+_EMPTY_LINE = b"\n"  # an event of nothing, which clients skip and proxies take for a sign of life
+# Comments, meant for this, are unknown to clients that look for `data:` alone: some count such a stream as broken.
 
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -174,14 +175,14 @@ class _Relay:
 
 @contextmanager
 def _heartbeat(relay: _Relay) -> Generator[None, None, None]:
-    """A comment into every silence: one timer for the whole stream, so that frames cost nothing more."""
+    """An empty line into every silence: one timer for the whole stream, so that frames cost nothing more."""
     loop = asyncio.get_running_loop()
     seen = -1
 
     def beat() -> None:
         nonlocal seen, timer
         if relay.num_taken == seen and relay.is_empty:
-            relay.put(_COMMENT)
+            relay.put(_EMPTY_LINE)
         seen = relay.num_taken
         timer = loop.call_later(KEEP_ALIVE_S / 2, beat)
 

@@ -313,8 +313,8 @@ async def test_a_silent_stream_says_that_it_is_alive_before_and_between_its_even
     engine = ScriptedEngine((a_while, STARTED, text("Hel"), a_while, last("lo"), DONE))
     call = await chat(app_of(engine)).run()
     assert call.status == 200
-    assert call.body.startswith(b":\n\n")
-    assert b"\n\n:\n\n" in call.body[call.body.index(b"Hel") :]
+    assert call.body.startswith(b"\n")
+    assert b"\n\n\n" in call.body[call.body.index(b"Hel") :]
     events = [json.loads(line[6:]) for line in call.body.decode().splitlines() if line.startswith("data: {")]
     assert contents(events) == "Hello"
 
@@ -326,6 +326,7 @@ async def test_an_error_after_a_silence_travels_in_the_stream():
     assert b"The prompt has 9 tokens" in call.body
 
 
-async def test_a_stream_that_speaks_has_no_comments():
+async def test_a_stream_that_speaks_has_no_more_than_its_events():
     call = await chat(app_of(ScriptedEngine(HELLO))).run()
-    assert b"\n:" not in b"\n" + call.body
+    assert call.body.startswith(b"data:")
+    assert b"\n\n\n" not in call.body
