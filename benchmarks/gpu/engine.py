@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=16384)
     parser.add_argument("--max-num-batched-tokens", type=int)
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
-    parser.add_argument("--quantize")
+    parser.add_argument("--quantize", default="none")
     parser.add_argument("--kv-cache-dtype", default="auto")
     parser.add_argument("--profile", help="write a torch profiler table of the first workload to this file")
     args = parser.parse_args()
