@@ -1,7 +1,7 @@
 """CUDA graphs of steps with prefill chunks: some decodes, and up to a few thousand tokens of prompts beside them.
 
 Launching a step kernel by kernel costs the host several milliseconds, more than the device needs for a few hundred
-tokens of a large model or a few thousand of a small one. A graph of fixed size costs its padding instead: `worth`
+tokens of a large model or a few thousand of a small one. A graph of fixed size costs its padding instead: `_worth`
 weighs the two by what was measured while capturing.
 
 A graph has places for decodes, for chunk sequences and for chunk tokens. Decodes come first, then the chunks' tokens
@@ -30,6 +30,8 @@ high, so that others are padded inside the kernels."""
 DECODES = (0, 16, 64, 128, 256, 512)
 """Places for decodes."""
 _FEWEST_TOKENS = 32  # beside decodes
+_CAPTURED_LAUNCHES = 2.0  # steps of up to so many times what launching takes: the host has other work in a step, too
+_SEEN_SHARE = 0.25  # of a launch, that the device waits for though it has as long to compute
 _TOKENS_PER_SEQUENCE = 32  # a graph for T tokens has places for T / 32 chunk sequences, and one for padding
 
 
@@ -45,8 +47,8 @@ class ChunkGraphs:
         self._launch_s = float("inf")  # host time of the same step, launched kernel by kernel: the least seen
 
     def capture(self, max_num_seqs: int, max_tokens: int) -> None:
-        """Sizes that steps of at most max_num_seqs decodes and max_tokens tokens in all can use, and only those that
-        are faster replayed than launched."""
+        """Sizes that steps of at most max_num_seqs decodes and max_tokens tokens in all can use, up to where launching
+        is hidden well behind what the device computes."""
         self._decodes = [size for size in DECODES if size < max_num_seqs] + [max_num_seqs]
         with torch.inference_mode():
             for total in (size for size in TOTALS if size <= max_tokens):
@@ -55,7 +57,7 @@ class ChunkGraphs:
                 self._launch_s = min(self._launch_s, launch_s)
                 self._totals.append(total)
                 self._seconds.append(seconds)
-                if seconds > self._launch_s:
+                if seconds > _CAPTURED_LAUNCHES * self._launch_s:
                     break
             for total in reversed(self._totals):
                 for decodes in reversed(self._decodes[1:]):
@@ -115,7 +117,7 @@ class ChunkGraphs:
         """Whether the padding up to self._totals[at] costs less than launching kernel by kernel does."""
         seconds = self._seconds[at]
         exact_s = seconds * num_rows / self._totals[at]
-        return seconds <= max(self._launch_s, exact_s)
+        return seconds <= max(self._launch_s, exact_s + _SEEN_SHARE * self._launch_s)
 
     def _capture_one(self, decodes: int, tokens: int) -> StepGraph:
         def forward(inputs: Tensor) -> Tensor:

@@ -179,6 +179,16 @@ def test_padding_that_costs_more_than_launching_is_avoided(folder, monkeypatch):
     assert chunks.find(plan_of(0, 30)) == (0, 64)
     assert chunks.find(plan_of(0, 128)) == (0, 128)  # nothing to pad
     assert chunks.find(plan_of(0, 100)) is None  # 12 ms with padding, 10 ms without
+    assert chunks.find(plan_of(0, 110)) == (0, 128)  # hardly any, and a launch is not hidden entirely
+
+
+@pytest.mark.parametrize(("seconds", "totals"), [(0.012, [64, 128]), (0.021, [64])])
+def test_steps_are_captured_until_launching_is_hidden_well(folder, monkeypatch, seconds: float, totals: list[int]):
+    chunks = build(folder, monkeypatch)[1]
+    again = ChunkGraphs(chunks._context)
+    monkeypatch.setattr(ChunkGraphs, "_measure", lambda *_: (seconds, 0.010))
+    again.capture(MAX_SEQS, MAX_TOKENS)
+    assert list(again.sizes.totals) == totals
 
 
 def test_chunks_are_cut_to_the_largest_graph_where_no_launch_is_faster(folder, monkeypatch):
