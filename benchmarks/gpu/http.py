@@ -1,7 +1,7 @@
 """The standard workloads through HTTP on one GPU: starts the server, drives it with a load generator, records results.
 
     python -m benchmarks.gpu.http MODEL_DIR ... --loadgen PATH [--out DIR] [--workers 4] [--workloads 128,256,4,1 ...]
-        [--tensor-parallel-size N] [--peer NAME='COMMAND with {model} and {port}']
+        [--tensor-parallel-size N] [--serve-args='--quantize fp8' --suffix fp8] [--peer NAME='COMMAND with {model} and {port}']
 
 MODEL_DIR holds config.json and the tokenizer; weights are random. The load generator is one that takes the flags of
 `vllm bench serve` (vLLM's own in Rust does not saturate first). A workload is input tokens, output tokens, requests,
@@ -90,7 +90,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
         *("--tensor-parallel-size", str(args.tensor_parallel_size)),
         *shlex.split(args.serve_args),
     ]
-    with (args.out / f"{model.name}.{peer}server.log").open("wb") as log:
+    with (args.out / f"{model.name}.{args.suffix}{peer}server.log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         ready_s = wait_ready(server, args.port)
@@ -110,7 +110,7 @@ def measure(model: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             print(json.dumps(results[-1]), flush=True)
         short = "h200" if "H200" in name else "h100" if "H100" in name else name.replace(" ", "-").lower()
         file = args.out / f"{datetime.date.today()}-{short}-{model.name}-tp{args.tensor_parallel_size}"
-        file = file.with_name(file.name + f"-{peer}" * bool(peer) + ".jsonl")
+        file = file.with_name("-".join(filter(None, (file.name, args.suffix, peer))) + ".jsonl")
         file.write_text("".join(json.dumps(line) + "\n" for line in (head, *results)))
         return results
     finally:
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS)
     parser.add_argument("--serve-args", default="", help="further flags of `headrace serve`")
+    parser.add_argument("--suffix", default="", help="of the results' name, such as what --serve-args quantize to")
     parser.add_argument("--peer", default="")
     parser.add_argument("--commit", default="", help="where the checkout has no git")
     args = parser.parse_args()
