@@ -1,7 +1,8 @@
 """The standard workloads through HTTP on one GPU: starts the server, drives it with a load generator, records results.
 
     python -m benchmarks.gpu.http MODEL_DIR ... --loadgen PATH [--out DIR] [--workers 4] [--workloads 128,256,4,1 ...]
-        [--tensor-parallel-size N] [--serve-args='--quantize fp8' --suffix fp8] [--peer NAME='COMMAND with {model} and {port}']
+        [--tensor-parallel-size N]
+        [--serve-args='--quantize fp8' --suffix fp8] [--peer NAME='COMMAND with {model} and {port}']
 
 MODEL_DIR holds config.json and the tokenizer; weights are random. The load generator is one that takes the flags of
 `vllm bench serve` (vLLM's own in Rust does not saturate first). A workload is input tokens, output tokens, requests,

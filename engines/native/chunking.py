@@ -114,8 +114,8 @@ class DecodeTimes:
         self._seen[kind] = _mixed(past_s, duration_s), self._now
 
     def bounds(self, num_decodes: int) -> tuple[float, float]:
-        """The least and the most that so many decodes take alone, in seconds: no less than fewer of them do, and at most
-        that in proportion."""
+        """The least and the most that so many decodes take alone, in seconds: no less than fewer of them do, and no
+        more than in proportion."""
         self._now += 1
         known = {kind: s for kind, (s, seen) in self._seen.items() if self._now - seen <= _FORGOTTEN_AFTER}
         kind = num_decodes.bit_length()
