@@ -27,14 +27,19 @@ from engines.native.scheduler import Scheduler, SchedulerLimits
 from engines.native.types import AddSequence, BatchPlan, SampledTokens, TokenParams
 
 LOADS = ("512,256,32,8", "1024,128,256,64", "1024,256,768,256", "512,512,512,512", "8192,128,128,64")
-SIZES = StepSizes(DECODES, TOTALS)
-# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread
-RULES: dict[str, tuple[float, int, int]] = {
-    "as it is": (chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE, chunking._SPREAD_STEPS),
-    "all the target allows": (1.0, 0, 1),
-    "a burst over 8 steps": (0.15, 0, 8),
-    "2 tokens a decode": (0.15, 2, 64),
-    "always 30% of the target": (0.3, 0, 1 << 30),
+CAPTURED = {"qwen3-8b": 1024}  # the largest step that has a graph; all have where nothing is said
+# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread, with few decodes
+# and with many
+RULES: dict[str, tuple[float, int, int, int]] = {
+    "as it is": (
+        *(chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE),
+        *(chunking._SPREAD_STEPS, chunking._SPREAD_STEPS_THEN),
+    ),
+    "all the target allows": (1.0, 0, 1, 1),
+    "a burst over 64 steps": (0.15, 4, 64, 64),
+    "a burst over 8 steps": (0.15, 0, 8, 8),
+    "2 tokens a decode": (0.15, 2, 64, 8),
+    "always 30% of the target": (0.3, 0, 1 << 30, 1 << 30),
 }
 
 
@@ -42,6 +47,8 @@ class StepTimes:
     """Interpolates between measured steps: rows through the products, and cached tokens through attention."""
 
     def __init__(self, lines: list[dict[str, Any]]) -> None:
+        largest = CAPTURED.get(lines[0]["model"], TOTALS[-1])
+        self.sizes = StepSizes(DECODES, [total for total in TOTALS if total <= largest])
         measured = sorted({(line["decodes"], line["length"]) for line in lines if line["decodes"] >= 8})
         few, many = measured[0], measured[-1]
         alone = {(line["decodes"], line["length"]): line["ms"] for line in lines if line["total"] == line["decodes"]}
@@ -52,7 +59,7 @@ class StepTimes:
 
     def ms(self, plan: BatchPlan) -> float:
         chunk = sum(plan.num_tokens[plan.num_decodes :])
-        padded = SIZES.at_least(plan.num_decodes, chunk) if chunk else 0
+        padded = self.sizes.at_least(plan.num_decodes, chunk) if chunk else 0
         return self._rows_ms(plan.num_decodes + padded) + self._token_ms * sum(plan.starts[: plan.num_decodes])
 
     def _rows_ms(self, rows: int) -> float:
@@ -82,7 +89,7 @@ class SimulatedRunner:
 def simulate(times: StepTimes, load: tuple[int, int, int, int]) -> dict[str, float]:
     prompt, output, requests, concurrency = load
     runner = SimulatedRunner(times)
-    sizer = ChunkSizer(0.05, largest=TOTALS[-1], sizes=SIZES)
+    sizer = ChunkSizer(0.05, largest=TOTALS[-1], sizes=times.sizes)
     limits = SchedulerLimits(max_num_seqs=512, max_num_batched_tokens=8192, max_prefill_tokens=TOTALS[-1])
     core = EngineCore(
         Scheduler(BlockPool(1 << 16, 64, caching=False), limits, sizer), runner, sizer, clock=lambda: runner.now_s
@@ -112,7 +119,8 @@ def runs(times: StepTimes, loads: list[str]) -> Iterator[tuple[str, str, dict[st
     for load in loads:
         prompt, output, requests, concurrency = map(int, load.split(","))
         for name, rule in RULES.items():
-            chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE, chunking._SPREAD_STEPS = rule
+            chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE = rule[:2]
+            chunking._SPREAD_STEPS, chunking._SPREAD_STEPS_THEN = rule[2:]
             yield load, name, simulate(times, (prompt, output, requests, concurrency))
 
 

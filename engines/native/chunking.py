@@ -2,9 +2,9 @@
 
 A step reads all weights whatever it computes, so its first prompt tokens cost little, and steps that only decode waste
 that. Sequences that began together also end together, and their successors begin together again. A burst of prompts is
-therefore spread over the steps to come rather than computed at once, but never slower than decodes make room for more;
-in steps of sizes that the device computes without padding; and no step gets longer than the target allows, by what past
-steps cost. What this brings is in benchmarks/gpu/NOTES.md.
+therefore spread over the steps to come rather than computed at once, but never slower than decodes make room for more,
+and less where the decodes alone keep the device computing; in steps of sizes that the device computes without padding;
+and no step gets longer than the target allows, by what past steps cost. What this brings is in benchmarks/gpu/NOTES.md.
 
 Knows no clock, no device and no sequences: whoever steps tells it what happened.
 """
@@ -19,6 +19,8 @@ from dataclasses import dataclass
 _MEMORY = 0.8  # weight of the past against the newest step
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
 _SPREAD_STEPS = 64  # over which a burst of prompts is spread, at the most
+_CHEAP_ROWS = 192  # of a step: the weights' reading hides their arithmetic. Decodes that fill them leave none to spread
+_SPREAD_STEPS_THEN = 8
 _LEAST_SHARE = 0.15  # of the target, that prompts get however few there are
 _TOKENS_PER_DECODE = 4  # keeps up where prompts are up to four times as long as answers
 _FORGOTTEN_AFTER = 1000  # steps with prompts
@@ -78,8 +80,9 @@ class ChunkSizer:
         """The most prefill tokens of a step with so many decodes, when prompts of `backlog` tokens wait in all."""
         if not self._target_s or not self._token_s:
             return self.limit
+        spread = _SPREAD_STEPS if num_decodes < _CHEAP_ROWS else _SPREAD_STEPS_THEN
         least = int(_LEAST_SHARE * self._target_s / self._token_s) + _TOKENS_PER_DECODE * num_decodes
-        tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, least, -(-backlog // _SPREAD_STEPS)))
+        tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, least, -(-backlog // spread)))
         return tokens if tokens <= self.limit else self._sizes.at_most(num_decodes, self.limit)
 
     def observe(self, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
