@@ -28,17 +28,17 @@ from engines.native.types import AddSequence, BatchPlan, SampledTokens, TokenPar
 
 LOADS = ("512,256,32,8", "1024,128,256,64", "1024,256,768,256", "512,512,512,512", "8192,128,128,64")
 CAPTURED = {"qwen3-8b": 1024}  # the largest step that has a graph; all have where nothing is said
-# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread, with few decodes
-# and with many
+# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread and the number of
+# decodes from which it is not
 RULES: dict[str, tuple[float, int, int, int]] = {
     "as it is": (
         *(chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE),
-        *(chunking._SPREAD_STEPS, chunking._SPREAD_STEPS_THEN),
+        *(chunking._SPREAD_STEPS, chunking._CHEAP_ROWS),
     ),
-    "all the target allows": (1.0, 0, 1, 1),
-    "a burst over 64 steps": (0.15, 4, 64, 64),
-    "a burst over 8 steps": (0.15, 0, 8, 8),
-    "2 tokens a decode": (0.15, 2, 64, 8),
+    "all the target allows": (1.0, 0, 1, 0),
+    "a burst over 64 steps": (0.15, 4, 64, 1 << 30),
+    "a burst over 8 steps": (0.15, 0, 8, 1 << 30),
+    "2 tokens a decode": (0.15, 2, 64, 192),
     "always 30% of the target": (0.3, 0, 1 << 30, 1 << 30),
 }
 
@@ -120,7 +120,7 @@ def runs(times: StepTimes, loads: list[str]) -> Iterator[tuple[str, str, dict[st
         prompt, output, requests, concurrency = map(int, load.split(","))
         for name, rule in RULES.items():
             chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE = rule[:2]
-            chunking._SPREAD_STEPS, chunking._SPREAD_STEPS_THEN = rule[2:]
+            chunking._SPREAD_STEPS, chunking._CHEAP_ROWS = rule[2:]
             yield load, name, simulate(times, (prompt, output, requests, concurrency))
 
 

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 _MEMORY = 0.8  # weight of the past against the newest step
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
 _SPREAD_STEPS = 64  # over which a burst of prompts is spread, at the most
-_CHEAP_ROWS = 192  # of a step: the weights' reading hides their arithmetic. Decodes that fill them leave none to spread
-_SPREAD_STEPS_THEN = 8
+_CHEAP_ROWS = 192  # of a step, whose arithmetic the weights' reading hides; where decodes fill them nothing is spread
 _LEAST_SHARE = 0.15  # of the target, that prompts get however few there are
 _TOKENS_PER_DECODE = 4  # keeps up where prompts are up to four times as long as answers
 _FORGOTTEN_AFTER = 1000  # steps with prompts
@@ -80,7 +79,7 @@ class ChunkSizer:
         """The most prefill tokens of a step with so many decodes, when prompts of `backlog` tokens wait in all."""
         if not self._target_s or not self._token_s:
             return self.limit
-        spread = _SPREAD_STEPS if num_decodes < _CHEAP_ROWS else _SPREAD_STEPS_THEN
+        spread = _SPREAD_STEPS if num_decodes < _CHEAP_ROWS else 1
         least = int(_LEAST_SHARE * self._target_s / self._token_s) + _TOKENS_PER_DECODE * num_decodes
         tokens = self._sizes.at_least(num_decodes, max(_SMALLEST, least, -(-backlog // spread)))
         return tokens if tokens <= self.limit else self._sizes.at_most(num_decodes, self.limit)

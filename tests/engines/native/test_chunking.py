@@ -107,7 +107,8 @@ def test_prompts_are_spread_over_steps_within_the_target():
     assert sizer.tokens_for(64, 64 * 900) == 960
     assert sizer.tokens_for(64, 64 * 1500) == 1500
     assert sizer.tokens_for(64, 64 * 15000) == sizer.limit
-    assert sizer.tokens_for(200, 8 * 1500) == 1500  # 200 rows are no cheaper than those beyond
+    assert sizer.tokens_for(200, 1500) == 1500  # no row is cheap
+    assert sizer.tokens_for(200, 8 * 1500) == sizer.limit
     assert sizer.tokens_for(191, 8 * 1500) == 300 + 4 * 191
     assert learned(1e-4).tokens_for(64, 64 * 15000) == 448  # slow prompts: 500 tokens in the target
 
