@@ -28,8 +28,8 @@ from engines.native.types import AddSequence, BatchPlan, SampledTokens, TokenPar
 
 LOADS = ("512,256,32,8", "1024,128,256,64", "1024,256,768,256", "512,512,512,512", "8192,128,128,64")
 CAPTURED = {"qwen3-8b": 1024}  # the largest step that has a graph; all have where nothing is said
-# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread and the number of
-# decodes from which it is not
+# share of the target that prompts get in any case, tokens a decode, steps over which a burst is spread, and the number
+# of decodes from which it is not
 RULES: dict[str, tuple[float, int, int, int]] = {
     "as it is": (
         *(chunking._LEAST_SHARE, chunking._TOKENS_PER_DECODE),
