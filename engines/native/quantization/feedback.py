@@ -15,7 +15,9 @@ H is held in pieces of consecutive columns, and errors stay within a piece: see 
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,6 +26,8 @@ from torch import Tensor
 _DAMPING = 0.3  # of a column's own mean square; 0.1 to 0.5 differ little
 _MOST_RANKS = 8  # that choose the same codes
 _WIDEST = 2048  # piece
+
+_LOADING = threading.Lock()
 
 Fitted = tuple[Tensor, ...]  # what a format keeps for a group (scale, offset), each [N, groups, 1]
 
@@ -61,8 +65,16 @@ def inverse_factor(moments: Tensor) -> Tensor:
     scale = moments.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
     correlations = moments / scale.unsqueeze(2) / scale.unsqueeze(1)
     correlations.diagonal(dim1=1, dim2=2).fill_(1 + _DAMPING)
+    with _LOADING:
+        _load_linalg(moments.device)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlations))
     return torch.linalg.cholesky(inverse, upper=True) / scale.unsqueeze(1)
+
+
+@functools.cache
+def _load_linalg(device: torch.device) -> None:
+    """torch loads a GPU's linear algebra when it is first used, and fails where two threads do that at once."""
+    torch.linalg.cholesky(torch.eye(1, device=device))
 
 
 def spread_errors(
