@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from engines.errors import EngineUnavailable
-from engines.native.quantization.feedback import spread_errors
+from engines.native.quantization.feedback import Fitted, TakeGroup, column_by_column, costs_of, spread_errors
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, relative_costs
 
@@ -83,13 +83,7 @@ class BitsAndBytesQuantizer:
             parts = [_fit(rows.float().unflatten(1, (-1, size)), costs, values) for rows in weight.split(_ROWS_AT_ONCE)]
             scales = torch.cat(parts)
         else:
-            weight, fitted = spread_errors(
-                weight,
-                moments,
-                size,
-                lambda groups, costs: (_fit(groups, costs, values),),
-                lambda columns, fitted: values.sorted[values.ranks(columns, fitted[0])] * fitted[0],
-            )
+            weight, fitted = spread_errors(weight, moments, size, _take_group(values, size))
             scales = torch.cat([made for (made,) in fitted], 1)
         codes = [
             pack(values.codes[values.ranks(rows.float().unflatten(1, (-1, size)), scale)].flatten(1))
@@ -119,6 +113,41 @@ class _Values(NamedTuple):
     def ranks(self, weights: Tensor, scales: Tensor) -> Tensor:
         """The place in `sorted` of the value that is nearest to each weight: int32."""
         return torch.bucketize(weights / scales, self.bounds, out_int32=True)
+
+
+def _take_group(values: _Values, group_size: int) -> TakeGroup:
+    """The fastest way for the device to take a group's columns."""
+    if values.sorted.is_cuda and importlib.util.find_spec("triton") is not None:
+        from engines.native.kernels import triton_feedback
+
+        if group_size <= triton_feedback.WIDEST_GROUP:
+            return in_one_launch(values)
+    return column_by_column(
+        lambda groups, costs: (_fit(groups, costs, values),),
+        lambda columns, fitted: values.sorted[values.ranks(columns, fitted[0])] * fitted[0],
+    )
+
+
+def in_one_launch(values: _Values) -> TakeGroup:
+    """By Triton's kernel."""
+    from engines.native.kernels import triton_feedback
+
+    search = triton_feedback.Search(
+        values.sorted,
+        [start * sign for start in _STARTS for sign in values.signs],
+        torch.tensor(list(_met_by(values)), device=values.sorted.device).T,
+        _FITS,
+        _SMALLEST,
+        _RULES,
+        _FAR,
+    )
+
+    def take(group: Tensor, own: Tensor) -> tuple[Fitted, Tensor]:
+        costs = relative_costs(costs_of(own).unsqueeze(0)).squeeze(0)
+        scales, errors = triton_feedback.take_group(group, own, costs, search)
+        return (scales,), errors
+
+    return take
 
 
 def _fit(groups: Tensor, costs: Tensor, values: _Values) -> Tensor:
@@ -156,10 +185,16 @@ def _meeting_the_costliest(groups: Tensor, largest: Tensor, values: _Values, cos
     """The scales [N, groups, 1] at which a value of the format is the costliest weight of its group exactly."""
     costliest = costs.argmax(2, keepdim=True).expand(groups.shape[0], groups.shape[1], 1)
     weight = groups.gather(2, costliest)
-    above, below = values.sorted[values.sorted > 0], values.sorted[values.sorted < 0].flip(0)
-    for positive, negative in zip_longest(above, below, fillvalue=values.sorted[0]):
+    for positive, negative in _met_by(values):
         scale = weight / torch.where(weight > 0, positive, negative)
         yield torch.where((scale > _FAR[0] * largest) & (scale < _FAR[1] * largest), scale, largest)
+
+
+def _met_by(values: _Values) -> Iterator[tuple[float, float]]:
+    """Values that the costliest weight of a group may be met by: of one above zero, and of one below."""
+    numbers: list[float] = values.sorted.tolist()
+    above, below = [v for v in numbers if v > 0], [v for v in reversed(numbers) if v < 0]
+    return zip_longest(above, below, fillvalue=numbers[0])
 
 
 @functools.cache

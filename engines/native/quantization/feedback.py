@@ -30,6 +30,10 @@ _WIDEST = 2048  # piece
 _LOADING = threading.Lock()
 
 Fitted = tuple[Tensor, ...]  # what a format keeps for a group (scale, offset), each [N, groups, 1]
+TakeGroup = Callable[[Tensor, Tensor], tuple[Fitted, Tensor]]
+"""Takes the columns of one group in each piece: (group [pieces, columns, N] float32, which becomes what each column was
+when its turn came; the factor's block [pieces, columns, columns]) to (what was fitted to the groups, each [N, pieces,
+1]; errors [pieces, columns, N], which columns of later groups move by)."""
 
 
 def piece_of(columns: int, num_ranks: Sequence[int], group_size: int) -> int:
@@ -77,35 +81,44 @@ def _load_linalg(device: torch.device) -> None:
     torch.linalg.cholesky(torch.eye(1, device=device))
 
 
-def spread_errors(
-    weight: Tensor,
-    moments: Tensor,
-    step: int,
-    fit: Callable[[Tensor, Tensor], Fitted],
-    near: Callable[[Tensor, Fitted], Tensor],
-) -> tuple[Tensor, list[Fitted]]:
-    """(weight [N, K] float32 as each column was when its turn came, what was fitted for each of K / step groups).
+def costs_of(own: Tensor) -> Tensor:
+    """What a column's squared error costs once later columns have made up for it, [pieces, columns]; own as TakeGroup
+    has it."""
+    return own.diagonal(dim1=1, dim2=2).square().reciprocal()
 
-    Groups of `step` columns are taken in order, in all pieces at once. `fit(groups [N, pieces, step], costs [1, pieces,
-    step])` makes a group's scale; `near(columns, fitted)` is what codes would stand for, by elements. Rounding the
-    result to what was fitted gives the codes.
-    """
-    factor = inverse_factor(moments)
-    pieces, piece, _ = factor.shape
-    columns = weight.float().T.reshape(pieces, piece, -1).clone()  # [pieces, piece, N]: a column is in one place
-    fitted: list[list[Fitted]] = [[] for _ in range(pieces)]
-    for start in range(0, piece, step):
-        stop = min(start + step, piece)
-        group, own = columns[:, start:stop], factor[:, start:stop, start:stop]
+
+def column_by_column(fit: Callable[[Tensor, Tensor], Fitted], near: Callable[[Tensor, Fitted], Tensor]) -> TakeGroup:
+    """In plain PyTorch: `fit(groups [N, pieces, columns], costs [1, pieces, columns])` makes the groups' scales,
+    `near(columns, fitted)` is what codes would stand for, by elements."""
+
+    def take(group: Tensor, own: Tensor) -> tuple[Fitted, Tensor]:
+        made = fit(group.permute(2, 0, 1).contiguous(), costs_of(own).unsqueeze(0))
         pivots = own.diagonal(dim1=1, dim2=2)
-        made = fit(group.permute(2, 0, 1).contiguous(), pivots.square().reciprocal().unsqueeze(0))
         errors = torch.empty_like(group)
         at_once = tuple(tensor.squeeze(2).T.contiguous() for tensor in made)  # [pieces, N]
-        for k in range(stop - start):
+        for k in range(group.shape[1]):
             column = group[:, k].contiguous()
             errors[:, k] = (column - near(column, at_once)) / pivots[:, k : k + 1]
             group[:, k + 1 :] -= own[:, k, k + 1 :, None] * errors[:, k, None]
-        columns[:, stop:] -= factor[:, start:stop, stop:].mT @ errors
+        return made, errors
+
+    return take
+
+
+def spread_errors(weight: Tensor, moments: Tensor, step: int, take: TakeGroup) -> tuple[Tensor, list[Fitted]]:
+    """(weight [N, K] float32 as each column was when its turn came, what was fitted for each of K / step groups).
+
+    Groups of `step` columns are taken in order, in all pieces at once. Rounding the result to what was fitted gives the
+    codes.
+    """
+    factor = inverse_factor(moments)
+    pieces, piece, _ = factor.shape
+    columns = weight.float().T.reshape(pieces, piece, -1).clone(memory_format=torch.contiguous_format)
+    fitted: list[list[Fitted]] = [[] for _ in range(pieces)]
+    for start in range(0, piece, step):
+        stop = min(start + step, piece)
+        made, errors = take(columns[:, start:stop], factor[:, start:stop, start:stop])
+        columns[:, stop:].baddbmm_(factor[:, start:stop, stop:].mT, errors, alpha=-1)
         for index in range(pieces):
             fitted[index].append(tuple(tensor[:, index : index + 1] for tensor in made))
     return columns.flatten(0, 1).T.contiguous(), [made for of_piece in fitted for made in of_piece]

@@ -18,7 +18,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engines.native.kernels import triton_int4_gemv, triton_int4_linear, triton_int4_weight, triton_quantized_linear
+from engines.native.kernels import (
+    triton_feedback,
+    triton_int4_gemv,
+    triton_int4_linear,
+    triton_int4_weight,
+    triton_quantized_linear,
+)
 from engines.native.kernels.triton_kernel import Kernel
 
 N, K = 4096, 12288
@@ -34,7 +40,10 @@ TYPES = {
     "partial_ptr": "*fp32",
     "arrived": "*i32",
 }
-VARYING = ("M",)
+FEEDBACK_TYPES = dict.fromkeys(
+    ("group_ptr", "own_ptr", "cost_ptr", "values_ptr", "starts_ptr", "met_ptr", "scale_ptr", "error_ptr"), "*fp32"
+)
+VARYING = ("M", "num_rows")
 
 
 def compiled(kernel: Kernel, types: dict[str, str], constants: dict[str, Any], **options: int) -> Any:
@@ -111,6 +120,17 @@ def kernels() -> Iterator[tuple[str, Any]]:
                 num_warps=config.num_warps, num_stages=config.num_stages,
             ),
         )  # fmt: skip
+    for group in (64, triton_feedback.WIDEST_GROUP):
+        feedback_constants = {
+            "NUM_VALUES": 16, "NUM_STARTS": 12, "NUM_MET": 8, "GROUP": group, "ROWS": max(2048 // group, 4), "FITS": 1,
+            "SMALLEST": 1e-20, "RULES": 0.25, "NEAR": 0.1, "FAR": 1.6, "PDL": False,
+        }  # fmt: skip
+        yield (
+            f"feedback {group}",
+            lambda constants=feedback_constants: compiled(
+                triton_feedback._take_group_kernel, FEEDBACK_TYPES, constants, num_warps=4
+            ),
+        )
 
 
 def main() -> None:

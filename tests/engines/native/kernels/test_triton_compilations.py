@@ -24,7 +24,7 @@ def test_quantized_products_compile_for_a_gpu_and_fit_it(tmp_path: Path) -> None
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(kernels) == 14
+    assert len(kernels) == 16
     for kernel in kernels:
         assert kernel["shared"] <= 227 * 1024, kernel
         if "gemv" in kernel["name"]:
@@ -32,5 +32,5 @@ def test_quantized_products_compile_for_a_gpu_and_fit_it(tmp_path: Path) -> None
             assert kernel["wide_loads"] >= 8 + 4, kernel
             assert kernel["shared"] <= 512, kernel
         # Codes, scales and x are copied ahead of the step that needs them.
-        elif "dequantize" not in kernel["name"]:
+        elif not kernel["name"].startswith(("int4 dequantize", "feedback")):
             assert kernel["async_copies"] >= 6, kernel
