@@ -24,9 +24,11 @@ class Attention:
     ) -> None:
         heads, kv_heads, head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         projections = ("qkv_proj",) * 3 if config.fused_checkpoint else ("q_proj", "k_proj", "v_proj")
+        q, k, v = (f"{name}.{projection}" for projection in projections)
         parts = [
-            Part(f"{name}.{projection}", units, head_dim)
-            for projection, units in zip(projections, (heads, kv_heads, kv_heads), strict=True)
+            Part(q, heads, head_dim),
+            Part(k, kv_heads, head_dim),
+            Part(v, kv_heads, head_dim, makes_values=True),
         ]
         self.qkv_proj = column_parallel(context, config.hidden_size, parts, config.qkv_bias)
         self.o_proj = row_parallel(context, Part(f"{name}.o_proj", heads, head_dim), config.hidden_size, config.o_bias)

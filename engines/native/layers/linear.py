@@ -65,6 +65,7 @@ class Part(NamedTuple):
     name: str
     units: int
     unit_size: int = 1
+    makes_values: bool = False  # attention's, whose errors cost more than others'
 
 
 def column_parallel(context: LayerContext, in_features: int, parts: Sequence[Part], bias: bool) -> Linear:
@@ -82,6 +83,8 @@ def column_parallel(context: LayerContext, in_features: int, parts: Sequence[Par
         height = heights[part.name]
         columns = slice(0, in_features)
         context.enter_piece(f"{part.name}.weight", (height, in_features), (source, columns), weight[target])
+        if part.makes_values and isinstance(weight, PendingWeight):
+            weight.value_rows.add(at)
         if bias_vector is not None:
             context.enter_piece(f"{part.name}.bias", (height,), (source,), bias_vector[target])
         starts[part.name] += part.units * part.unit_size

@@ -67,6 +67,7 @@ class Int4Quantizer:
         codes, scales, offsets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         return QuantizedWeight(INT4, codes, scales, offsets)
 
+    quantize_values = quantize
     quantize_head = Int8Quantizer.quantize
 
 

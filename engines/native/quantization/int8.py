@@ -33,4 +33,4 @@ class Int8Quantizer:
         codes = (weight.float() / scales).round_().clamp_(-_LARGEST, _LARGEST)
         return QuantizedWeight(INT8, codes.to(torch.int8), scales)
 
-    quantize_head = quantize
+    quantize_values = quantize_head = quantize

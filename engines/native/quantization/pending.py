@@ -7,7 +7,7 @@ from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class PendingWeight:
         self.dtype = dtype  # of a piece before it is quantized
         self.device = device
         self.arrived: dict[int, QuantizedWeight | Tensor] = {}  # by first row
+        self.value_rows: set[int] = set()  # first rows of pieces that Quantizer.quantize_values is for
 
     def __getitem__(self, rows: slice) -> PendingRows:
         return PendingRows(self, *rows.indices(self.shape[0])[:2])
@@ -39,7 +40,11 @@ class PendingWeight:
         """Quantize what waits for it; see Quantizer.quantize."""
         for start, part in self.arrived.items():
             if isinstance(part, Tensor):
-                self.arrived[start] = self.quantizer.quantize(part, moments)
+                self.arrived[start] = self.chosen_for(start)(part, moments)
+
+    def chosen_for(self, start: int) -> Callable[[Tensor, Tensor | None], QuantizedWeight | Tensor]:
+        """How the piece from row `start` on is quantized."""
+        return self.quantizer.quantize_values if start in self.value_rows else self.quantizer.quantize
 
     def finish(self) -> Sequence[QuantizedWeight | Tensor]:
         """The matrix in as few parts as formats allow, by rows: most often one. To be called once."""
@@ -91,7 +96,7 @@ class PendingRows(NamedTuple):
         if weight.quantizer.weighs_columns:
             weight.arrived[self.start] = plain
             return
-        made = weight.quantizer.quantize(plain)
+        made = weight.chosen_for(self.start)(plain, None)
         if whole_rows:
             made = made[:, index[1]].contiguous() if isinstance(made, Tensor) else made.part(slice(None), index[1])
         weight.arrived[self.start] = made if isinstance(made, Tensor) else made.to(weight.device)

@@ -140,6 +140,10 @@ class Quantizer(Protocol):
         """
         ...
 
+    def quantize_values(self, weight: Tensor, moments: Tensor | None = None, /) -> QuantizedWeight | Tensor:
+        """The same for the projection that makes attention's values, which is small and whose errors cost much."""
+        ...
+
     def quantize_head(self, weight: Tensor, /) -> QuantizedWeight | Tensor:
         """The same for the LM head, which all schemes keep in eight bits."""
         ...
@@ -157,7 +161,7 @@ class AsStored:
     def quantize(self, weight: Tensor, _moments: Tensor | None = None, /) -> Tensor:
         return weight
 
-    quantize_head = quantize
+    quantize_values = quantize_head = quantize
 
 
 def check_groups(scheme: str, group_size: int, num_columns: int, name: str) -> None:

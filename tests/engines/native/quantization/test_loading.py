@@ -93,3 +93,26 @@ def test_weight_bytes_count_what_stays(scheme: str, bytes_per_weight: float, tie
 def test_a_group_that_does_not_divide_a_ranks_share_names_the_layer() -> None:
     with pytest.raises(EngineUnavailable, match=r"groups of 32 does not fit o, which has 48 input columns here"):
         row_parallel(context_for("int4", Shard(0, 2)), Part("o", 6, 16), 48, bias=False)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["of their own", "one tensor"])
+@pytest.mark.parametrize(
+    ("scheme", "of_values"),
+    [("nf4", "int8"), ("fp4", "int8"), ("int4", "int4"), ("int8", "int8"), ("fp8", "fp8")],
+)
+def test_values_are_projected_in_the_bits_that_the_scheme_has_for_them(
+    scheme: str, of_values: str, fused: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(64, 128), torch.randn(32, 128), torch.randn(32, 128)
+    names = ("qkv",) * 3 if fused else ("q", "k", "v")
+    tensors = {"qkv.weight": torch.cat([q, k, v])} if fused else {"q.weight": q, "k.weight": k, "v.weight": v}
+    for rank in (0, 1):
+        context = context_for(scheme, Shard(rank, 2))
+        parts = [Part(names[0], 8, 8), Part(names[1], 4, 8), Part(names[2], 4, 8, makes_values=True)]
+        linear = column_parallel(context, 128, parts, bias=False)
+        save_file(tensors, tmp_path / "model.safetensors")
+        _fill(context.slots, SafetensorsSource(tmp_path), lambda *_: None)
+        formats = [(part.format.name, len(part.codes)) for part in linear.weight.finish()]
+        mixed = [(scheme, 32 + 16), (of_values, 16)]
+        assert formats == (mixed if scheme != of_values else [(scheme, 64)])
