@@ -26,7 +26,7 @@ def inputs(device: torch.device, columns: int, *, ruled: bool) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
 @pytest.mark.parametrize(
     ("num_rows", "columns", "piece", "size", "ruled"),
-    [(40, 128, 128, 64, False), (33, 128, 64, 32, True), (9, 256, 128, 128, True), (40, 64, 64, 64, True)],
+    [(70, 64, 32, 32, False), (9, 128, 128, 64, True)],
 )
 def test_scales_and_errors_are_those_of_plain_pytorch(
     device: torch.device, name: str, num_rows: int, columns: int, piece: int, size: int, ruled: bool
@@ -48,7 +48,7 @@ def test_scales_and_errors_are_those_of_plain_pytorch(
     # A near tie, of scales or of codes, goes either way, and what comes after it in that row follows.
     alike = (scales - expected).abs().squeeze(2) <= SAME * expected.abs().squeeze(2)
     alike &= ((errors - expected_errors).abs() <= 1e-6 + SAME * expected_errors.abs()).all(1).T
-    assert alike.float().mean() > 0.9
+    assert (~alike).sum() <= 2 + alike.numel() // 20
     rows = alike.T[:, None].expand_as(group)
     torch.testing.assert_close(got_group[rows], expected_group[rows], rtol=SAME, atol=1e-6)
     ours, theirs = (e.square().sum(1) for e in (errors, expected_errors))
@@ -59,9 +59,9 @@ def test_scales_and_errors_are_those_of_plain_pytorch(
 def test_a_matrix_is_quantized_as_well_as_in_plain_pytorch(device: torch.device):
     values = _Values.of("nf4", device)
     generator = torch.Generator().manual_seed(2)
-    weight = torch.randn(20, 256, generator=generator).to(device) / 16
-    x = inputs(device, 256, ruled=False)
-    moments = second_moments(x, 256)
+    weight = torch.randn(20, 128, generator=generator).to(device) / 16
+    x = inputs(device, 128, ruled=False)
+    moments = second_moments(x, 128)
 
     def output_error(take: object) -> float:
         columns, made = spread_errors(weight, moments, 64, take)
