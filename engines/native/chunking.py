@@ -119,10 +119,10 @@ class DecodeTimes:
         """The least and the most that so many decodes take alone, in seconds: no less than fewer of them do, and no
         more than in proportion."""
         self._now += 1
-        known = {kind: s for kind, (s, seen) in self._seen.items() if self._now - seen <= _FORGOTTEN_AFTER}
-        kind = num_decodes.bit_length()
         if not num_decodes:
             return 0.0, 0.0
+        known = {kind: s for kind, (s, seen) in self._seen.items() if self._now - seen <= _FORGOTTEN_AFTER}
+        kind = num_decodes.bit_length()
         if kind in known:
             return known[kind], known[kind]
         fewer = [other for other in known if other < kind]

@@ -14,7 +14,6 @@ feedback.column_by_column; sums are in another order, which may decide a near ti
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -126,8 +125,8 @@ class Search(NamedTuple):
     """Which scales of a group are tried: see bitsandbytes._fit."""
 
     values: Tensor  # [values] float32, ascending, no value twice
-    starts: Sequence[float]  # times the largest magnitude
-    met: Tensor  # [2, n] float32: what a costliest weight may be met by, above zero and below
+    starts: Tensor  # [n] float32: times the largest magnitude
+    met: Tensor  # [2, n] float32, contiguous: what a costliest weight may be met by, above zero and below
     fits: int  # from each start
     smallest: float  # magnitude of a scale
     rules: float  # part of a group's costs above which a column's weight is met
@@ -140,7 +139,6 @@ def take_group(group: Tensor, own: Tensor, costs: Tensor, search: Search) -> tup
     assert group.stride()[1:] == (num_rows, 1), "rows lie side by side"
     scales = torch.empty((pieces, num_rows), device=group.device)
     errors = torch.empty((pieces, columns, num_rows), device=group.device)
-    starts = torch.tensor(search.starts, device=group.device)
     block = max(_TILE // columns, 4)
     with _launching, torch.cuda.device(group.device) if group.is_cuda else nullcontext():
         _take_group_kernel(
@@ -149,8 +147,8 @@ def take_group(group: Tensor, own: Tensor, costs: Tensor, search: Search) -> tup
             own.contiguous(),
             costs.contiguous(),
             search.values,
-            starts,
-            search.met.contiguous(),
+            search.starts,
+            search.met,
             scales,
             errors,
             group.stride(0),

@@ -124,6 +124,11 @@ def _take_group(values: _Values, group_size: int) -> TakeGroup:
 
         if group_size <= triton_feedback.WIDEST_GROUP:
             return in_one_launch(values)
+    return in_plain_pytorch(values)
+
+
+def in_plain_pytorch(values: _Values) -> TakeGroup:
+    """Column after column, on any device."""
     return column_by_column(
         lambda groups, costs: (_fit(groups, costs, values),),
         lambda columns, fitted: values.sorted[values.ranks(columns, fitted[0])] * fitted[0],
@@ -134,10 +139,11 @@ def in_one_launch(values: _Values) -> TakeGroup:
     """By Triton's kernel."""
     from engines.native.kernels import triton_feedback
 
+    device = values.sorted.device
     search = triton_feedback.Search(
         values.sorted,
-        [start * sign for start in _STARTS for sign in values.signs],
-        torch.tensor(list(_met_by(values)), device=values.sorted.device).T,
+        torch.tensor([start * sign for start in _STARTS for sign in values.signs], device=device),
+        torch.tensor(list(_met_by(values)), device=device).T.contiguous(),
         _FITS,
         _SMALLEST,
         _RULES,

@@ -170,21 +170,22 @@ def test_one_slow_step_among_them_changes_little():
     assert sizer.limit > 1900
 
 
-def test_prompts_that_cost_more_than_decodes_can_explain_lower_the_limit():
-    sizer = learned(25e-6)
+@pytest.mark.parametrize(
+    ("known_s", "actual_s", "least", "most"),
+    [
+        pytest.param(25e-6, 50e-6, 1000, 1100, id="more than decodes, at most 20 ms, explain"),
+        pytest.param(50e-6, 25e-6, 1700, 2000, id="less, though decodes take at least 10 ms"),
+    ],
+)
+def test_prompts_that_cost_something_else_than_known_move_the_limit(
+    known_s: float, actual_s: float, least: int, most: int
+):
+    sizer = learned(known_s)
+    assert sizer.limit == pytest.approx(0.05 / known_s, rel=0.05)
     for _ in range(30):
         sizer.observe(100, 0, 0.010)
-    steps_with(sizer, 200, base_s=0.015, token_s=50e-6)  # at most 20 ms of it are the decodes'
-    assert 1000 <= sizer.limit <= 1100
-    assert learned(25e-6).limit > 1900
-
-
-def test_prompts_that_cost_less_than_known_raise_it():
-    sizer = learned(50e-6)
-    for _ in range(30):
-        sizer.observe(100, 0, 0.010)
-    steps_with(sizer, 200, base_s=0.015, token_s=25e-6)  # at least 10 ms of it are the decodes'
-    assert 1700 <= sizer.limit <= 2000
+    steps_with(sizer, 200, base_s=0.015, token_s=actual_s)
+    assert least <= sizer.limit <= most
 
 
 def test_decodes_seen_long_ago_are_forgotten():

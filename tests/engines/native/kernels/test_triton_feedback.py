@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from engines.native.kernels import triton_feedback
-from engines.native.quantization.bitsandbytes import _fit, _take_group, _Values, in_one_launch
-from engines.native.quantization.feedback import column_by_column, inverse_factor, second_moments, spread_errors
+from engines.native.quantization.bitsandbytes import _take_group, _Values, in_one_launch, in_plain_pytorch
+from engines.native.quantization.feedback import inverse_factor, second_moments, spread_errors
 
 SAME = 1e-4  # relative
 
@@ -38,12 +38,8 @@ def test_scales_and_errors_are_those_of_plain_pytorch(
     factor = inverse_factor(second_moments(inputs(device, columns, ruled=ruled), piece))
     own = factor[:, :size, :size]
     group = weight.T.contiguous().view(columns // piece, piece, num_rows)[:, :size]
-    plain = column_by_column(
-        lambda groups, costs: (_fit(groups, costs, values),),
-        lambda column, fitted: values.sorted[values.ranks(column, fitted[0])] * fitted[0],
-    )
     expected_group, got_group = (group.clone(memory_format=torch.contiguous_format) for _ in range(2))
-    (expected,), expected_errors = plain(expected_group, own)
+    (expected,), expected_errors = in_plain_pytorch(values)(expected_group, own)
     (scales,), errors = in_one_launch(values)(got_group, own)
     # A near tie, of scales or of codes, goes either way, and what comes after it in that row follows.
     alike = (scales - expected).abs().squeeze(2) <= SAME * expected.abs().squeeze(2)
@@ -69,11 +65,7 @@ def test_a_matrix_is_quantized_as_well_as_in_plain_pytorch(device: torch.device)
         near = values.sorted[values.ranks(columns.unflatten(1, (-1, 64)), scales)] * scales
         return float((x @ (near.flatten(1) - weight).T).square().sum())
 
-    plain = column_by_column(
-        lambda groups, costs: (_fit(groups, costs, values),),
-        lambda column, fitted: values.sorted[values.ranks(column, fitted[0])] * fitted[0],
-    )
-    assert output_error(in_one_launch(values)) == pytest.approx(output_error(plain), rel=0.02)
+    assert output_error(in_one_launch(values)) == pytest.approx(output_error(in_plain_pytorch(values)), rel=0.02)
 
 
 @pytest.mark.gpu
