@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _MEMORY = 0.8  # weight of the past against the newest step
+_SURPRISE = 4.0  # times the past, that the newest step counts for at the most: the device or the host may stall once
 _SMALLEST = 128  # tokens: below that a prompt would take forever, and a product of so few rows costs no less
+_TELLING = _SMALLEST // 2  # tokens of which a step tells what one costs; as few as sizes make of the smallest limit
 _SPREAD_STEPS = 64  # over which a burst of prompts is spread, at the most
 _CHEAP_ROWS = 192  # of a step, whose arithmetic the weights' reading hides; where decodes fill them nothing is spread
 _LEAST_SHARE = 0.15  # of the target, that prompts get however few there are
@@ -90,7 +92,7 @@ class ChunkSizer:
             return
         if num_prefill_tokens == 0:
             self._decodes.observe(num_decodes, duration_s)
-        elif num_prefill_tokens >= _SMALLEST:
+        elif num_prefill_tokens >= _TELLING:
             least_base_s, most_base_s = self._decodes.bounds(num_decodes)
             self._least_s = _mixed(self._least_s, max(duration_s - most_base_s, 0.0) / num_prefill_tokens)
             self._most_s = _mixed(self._most_s, max(duration_s - least_base_s, 0.0) / num_prefill_tokens)
@@ -133,4 +135,4 @@ class DecodeTimes:
 
 
 def _mixed(past: float, newest: float) -> float:
-    return _MEMORY * past + (1 - _MEMORY) * newest if past else newest
+    return _MEMORY * past + (1 - _MEMORY) * min(newest, _SURPRISE * past) if past else newest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.native.block_pool import BlockPool
+from engines.native.chunk_graphs import DECODES, TOTALS
 from engines.native.chunking import ChunkSizer, StepSizes
 from engines.native.core import EngineCore
 from engines.native.scheduler import Scheduler, SchedulerLimits
@@ -198,3 +199,34 @@ def test_decodes_seen_long_ago_are_forgotten():
     steps_with(sizer, 0, base_s=0.0, token_s=25e-6)
     steps_with(sizer, 100, base_s=0.005, token_s=25e-6)
     assert sizer.limit == pytest.approx(2000, rel=0.01)
+
+
+@pytest.mark.parametrize("num_decodes", [1, 16, 40, 64, 128, 200, 300])
+def test_a_limit_that_one_long_stall_lowered_rises_again(num_decodes: int):
+    sizer = ChunkSizer(0.05, largest=4096, sizes=StepSizes(DECODES, TOTALS))
+
+    def prompts(count: int) -> list[int]:
+        chunks: list[int] = []
+        for _ in range(count):
+            chunks.append(sizer.tokens_for(num_decodes, 100_000))
+            sizer.observe(num_decodes, chunks[-1], 0.01 + 25e-6 * chunks[-1])
+        return chunks
+
+    for _ in range(30):
+        sizer.observe(num_decodes, 0, 0.01)
+    usual = prompts(60)[-1]
+    assert usual > 1000
+    sizer.observe(num_decodes, usual, 30.0)
+    assert prompts(10)[-1] > usual // 2
+    for _ in range(3):  # of the first steps, before anything is known
+        sizer.observe(num_decodes, usual, 30.0)
+    assert prompts(60)[-1] > 0.9 * usual
+
+
+def test_one_long_stall_of_decodes_does_not_pass_for_their_cost():
+    sizer = learned(25e-6)
+    for _ in range(30):
+        sizer.observe(100, 0, 0.010)
+    sizer.observe(100, 0, 30.0)
+    steps_with(sizer, 100, base_s=0.010, token_s=25e-6)
+    assert sizer.limit < 3000
