@@ -53,13 +53,14 @@ Choose = Callable[["Launched", DeviceMasks | None], None]
 
 @dataclass(slots=True)
 class Launched:
-    """A step that the device is working on."""
+    """A step that the device is working on. One without tokens to wait for has `computed` instead."""
 
     tokens: HostTokens | None = None
     logprobs: Logprobs | None = None
     prompt_logprobs: dict[int, list[LogprobRow]] = field(default_factory=dict[int, list[LogprobRow]])
     embedded: Embedded | None = None
     choose: Choose | None = None  # set while the step waits to be told which tokens are allowed
+    computed: torch.cuda.Event | None = None
 
 
 class ModelRunner:
@@ -99,6 +100,13 @@ class ModelRunner:
         self._admit(plan)
         if not plan.rows:
             return Launched()
+        launched = self._launch(plan)
+        if self._rows.device.type == "cuda" and not any(plan.samples):
+            launched.computed = torch.cuda.Event()
+            launched.computed.record()
+        return launched
+
+    def _launch(self, plan: BatchPlan) -> Launched:
         if self._graphs is not None and plan.num_decodes == len(plan.rows) <= self._graphs.max_size:
             graph = self._graphs.replay(plan.rows, plan.starts)
             return self._open_graph(plan, graph, list(range(len(plan.rows))))
@@ -137,7 +145,10 @@ class ModelRunner:
             choose(launched, None)
 
     def collect(self, launched: Launched) -> SampledTokens:
-        """Wait for a launched step's tokens and vectors."""
+        """Wait for a launched step's tokens and vectors; for its end where it has none, or else the host would launch
+        all of a long prompt's steps at once, and whoever comes meanwhile would wait for them."""
+        if launched.computed is not None:
+            launched.computed.synchronize()
         logprobs = launched.logprobs.to_host() if launched.logprobs is not None else {}
         token_ids = launched.tokens.to_list() if launched.tokens is not None else []
         embeddings = launched.embedded.by_place() if launched.embedded is not None else {}

@@ -238,6 +238,22 @@ def test_a_real_model_on_the_gpu_is_that_of_float32_on_the_cpu(smollm2_gguf: Pat
             assert row.logprob > row.top_logprobs[0] - NEAR_TIE, "not the best of float32, nor near it"
 
 
+def test_a_chunk_that_samples_nothing_is_waited_for(built):
+    built.core.add(b"t", AddSequence(0, tuple(range(700)), TokenParams(max_tokens=1)))
+    plan = built.core._scheduler.schedule()
+    assert not any(plan.samples)
+    torch.cuda._sleep(200_000_000)  # clock cycles, a tenth of a second
+    slept = torch.cuda.Event()
+    slept.record()
+    launched = built.runner.launch(plan)
+    assert not slept.query()
+    sampled = built.runner.collect(launched)
+    assert slept.query()
+    built.core._scheduler.commit(plan, sampled)
+    while built.core.has_work:
+        built.core.step()
+
+
 def test_float32_on_the_gpu_is_float32(tiny_model, references):
     built = build_core(NativeSettings(model=str(tiny_model[0]), dtype="float32", max_num_seqs=8), lambda *_: None)
     prompts = random_prompts(6, 300, seed=9)
