@@ -1,9 +1,9 @@
 """Sums over the ranks, by the algorithm that measures best for the size. Knows torch's process group, no layers.
 
-On CUDA our own kernel sums up to some size, each rank reading the others' whole input from memory that all GPUs of a
-host can read (PeerSums). Above, torch's two-shot over the same kind of memory (each rank sums its share, and reads the
-other shares' sums), and NCCL for the largest. benchmarks/gpu/all_reduce.py measures all of them. All can be captured in
-a CUDA graph. NVLink multicast, which NCCL and symmetric memory could use, stays off.
+On CUDA our own kernel sums up to some size, each rank writing its whole input into memory of the others (PeerSums).
+Above, torch's two-shot over the same kind of memory (each rank sums its share, and reads the other shares' sums), and
+NCCL for the largest. benchmarks/gpu/all_reduce.py measures all of them. All can be captured in a CUDA graph. NVLink
+multicast, which NCCL and symmetric memory could use, stays off.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Limits(NamedTuple):
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMITS: Mapping[int, Limits] = {
-    2: Limits(peer=10 * MIB, two_shot=0, fused=10 * MIB),
+    2: Limits(peer=24 * MIB, two_shot=0, fused=24 * MIB),
     4: Limits(peer=512 * KIB, two_shot=8 * MIB, fused=512 * KIB),
     8: Limits(peer=256 * KIB, two_shot=8 * MIB, fused=256 * KIB),
 }

@@ -13,12 +13,12 @@ class PeerSums:
     """Shared memory for the kernel, for up to `num_bytes` at once. Making it and every call of it are collective."""
 
     def __init__(self, device: torch.device, rank: int, world_size: int, num_bytes: int) -> None:
-        shared_bytes = triton_all_reduce.flag_bytes(world_size) + 2 * num_bytes
+        shared_bytes = triton_all_reduce.shared_bytes(world_size, num_bytes)
         self._buffer = SymmetricBuffer(shared_bytes, device)
         self.peers = triton_all_reduce.peers_at(rank, self._buffer.addresses, shared_bytes, device)
 
     def takes(self, x: Tensor) -> bool:
-        return x.nbytes <= self.peers.half_bytes and self._buffer.takes(x)
+        return x.nbytes <= self.peers.slot_bytes and self._buffer.takes(x)
 
     def sum(self, x: Tensor) -> Tensor:
         return triton_all_reduce.all_reduce(x, self.peers, pdl=True)

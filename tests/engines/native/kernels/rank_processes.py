@@ -11,7 +11,8 @@ import torch
 from engines.native.kernels import reference
 
 HIDDEN = 72  # no power of 2
-ROWS = (1, 3, 130, 2)  # one, several, more than blocks, and again few
+MAX_BLOCKS = 4
+ROWS = (1, 3, 5, 2, 19, 8)  # one, several, more than blocks, again few, and several times two rows a block
 EPS = 1e-5
 
 
@@ -21,6 +22,7 @@ def play(rank: int, memories: list[torch.Tensor], results: Any) -> None:
     warnings.simplefilter("ignore")  # Triton's interpreter on recent numpy
     from engines.native.kernels import triton_all_reduce
 
+    triton_all_reduce.MAX_BLOCKS = MAX_BLOCKS
     addresses = [memory.data_ptr() for memory in memories]
     peers = triton_all_reduce.peers_at(rank, addresses, memories[0].numel(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)

@@ -15,7 +15,7 @@ from tests.engines.native.kernels.rank_processes import HIDDEN, ROWS, play
 @pytest.mark.skipif(HAS_GPU, reason="interpreted only: on GPUs benchmarks/gpu/all_reduce.py checks the answers")
 @pytest.mark.parametrize("world_size", [3])
 def test_ranks_get_the_sum_and_its_norm_call_after_call(world_size: int) -> None:
-    num_bytes = triton_all_reduce.flag_bytes(world_size) + 2 * max(ROWS) * HIDDEN * 4
+    num_bytes = triton_all_reduce.shared_bytes(world_size, max(ROWS) * HIDDEN * 4)
     memories = [torch.zeros(num_bytes, dtype=torch.uint8).share_memory_() for _ in range(world_size)]
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
