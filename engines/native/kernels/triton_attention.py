@@ -62,27 +62,29 @@ def paged_attention(
         *(query, key_cache, value_cache, out, metadata.block_tables, metadata.seq_lens[:num_decodes]),
         *(metadata.max_seq_len, scale, sliding_window),
         split_tokens=split_tokens,
-        pdl=pdl,
     )
     if num_decodes and own_chunks and query.is_cuda:
-        _side_by_side(compute_chunks, compute_decodes, query.device)
+        _side_by_side(functools.partial(compute_chunks, pdl=pdl), compute_decodes, query.device)
         return out
     if num_decodes:
-        compute_decodes()
+        compute_decodes(pdl=pdl)
     if own_chunks:
         compute_chunks(pdl=pdl)
     return out
 
 
-def _side_by_side(first: Callable[[], None], second: Callable[[], None], device: torch.device) -> None:
-    """Launch both so that they run beside each other, `first` first where there is room for one alone. What the current
-    stream gets next waits for both."""
-    here, side = torch.cuda.current_stream(device), _side_stream(device)
-    side.wait_stream(here)
+def _side_by_side(here: Callable[[], None], beside: Callable[[], None], device: torch.device) -> None:
+    """Launch both so that they run beside each other. What the current stream gets next waits for both.
+
+    What stays in the current stream may start while its predecessor drains and the other may not, so that chunks, whose
+    blocks take the longest, stay: with 56 decodes and 448 tokens 46 us instead of 55.
+    """
+    current, side = torch.cuda.current_stream(device), _side_stream(device)
+    side.wait_stream(current)
     with torch.cuda.stream(side):
-        first()
-    second()
-    here.wait_stream(side)
+        beside()
+    here()
+    current.wait_stream(side)
 
 
 @functools.lru_cache(maxsize=16)
