@@ -96,7 +96,7 @@ class NativeSettings(EngineSection):
         ge=0,
         examples=[50.0],
         description="Milliseconds that prompts may add to a step with running decodes: longer ones are cut to fit, so "
-        "that streams go on. 0: no limit. Default: 50 on GPU, 0 on CPU.",
+        "that streams go on. 0: no limit. Default: on GPU 50, or what ten tokens take if that is more; 0 on CPU.",
     )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         default="fcfs",

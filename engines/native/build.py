@@ -40,7 +40,9 @@ from engines.native.weights.resolve import ModelFiles, resolve_model
 if TYPE_CHECKING:
     from engines.native.distributed.group import RankGroup
 
-_GPU_PREFILL_TARGET_MS = 50.0
+_GPU_PREFILL_TARGET_S = 0.05
+_PREFILL_TARGET_TOKENS = 10  # steps of one token that prompts may add to a step in any case: 50 ms bring a large model
+# so few prompt tokens that they would wait for each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,8 @@ def build_core(
     pool = BlockPool(cache.num_blocks, kernels.block_size, caching=section.prefix_caching)
     largest_chunk = min(runner.largest_chunk or limits.max_num_batched_tokens, limits.max_num_batched_tokens)
     on_gpu = device.type == "cuda"
-    target_ms = section.prefill_target_ms
-    if target_ms is None:
-        target_ms = _GPU_PREFILL_TARGET_MS if on_gpu else 0.0
-    sizer = ChunkSizer(target_ms / 1000, largest=largest_chunk, sizes=runner.step_sizes)
+    target_s = prefill_target_s(section.prefill_target_ms, on_gpu=on_gpu, token_s=runner.token_s)
+    sizer = ChunkSizer(target_s, largest=largest_chunk, sizes=runner.step_sizes)
     scheduler = Scheduler(pool, replace(limits, max_prefill_tokens=largest_chunk), sizer)
     ready = Ready(
         model=files.name,
@@ -184,6 +184,13 @@ def _load(
         group=group,
         tokenizer=None if section.load_format == "dummy" else section.tokenizer or path,
     )
+
+
+def prefill_target_s(asked_ms: float | None, *, on_gpu: bool, token_s: float) -> float:
+    """What prompts may add to a step with decodes, in seconds, 0 for no limit; token_s: a step of one token's time."""
+    if asked_ms is not None:
+        return asked_ms / 1000
+    return max(_GPU_PREFILL_TARGET_S, _PREFILL_TARGET_TOKENS * token_s) if on_gpu else 0.0
 
 
 def _limits(section: NativeSettings, device: torch.device) -> SchedulerLimits:

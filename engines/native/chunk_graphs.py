@@ -27,10 +27,11 @@ from engines.native.types import BatchPlan
 TOTALS = (64, 128, 256, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
 """Rows of the step's products: places for decodes and for chunk tokens together. Tiles of products are 64 to 256 rows
 high, so that others are padded inside the kernels."""
-DECODES = (0, 16, 64, 128, 256, 512)
+DECODES = (0, 16, 64, 128, 192, 256, 384, 512)
 """Places for decodes."""
 _FEWEST_TOKENS = 32  # beside decodes
-_CAPTURED_LAUNCHES = 2.0  # steps of up to so many times what launching takes: the host has other work in a step, too
+_CAPTURED_LAUNCHES = 2.0  # steps of up to so many times what launching takes: the host has other work in a step, too;
+# of several ranks of up to twice as many: each waits for the slower one's launches, sum after sum
 _SEEN_SHARE = 0.25  # of a launch, that the device waits for though it has as long to compute
 _TOKENS_PER_SEQUENCE = 32  # a graph for T tokens has places for T / 32 chunk sequences, and one for padding
 
@@ -50,6 +51,7 @@ class ChunkGraphs:
         """Sizes that steps of at most max_num_seqs decodes and max_tokens tokens in all can use, up to where launching
         is hidden well behind what the device computes."""
         self._decodes = [size for size in DECODES if size < max_num_seqs] + [max_num_seqs]
+        launches = _CAPTURED_LAUNCHES * (1 if self._context.split is None else 2)
         with torch.inference_mode():
             for total in (size for size in TOTALS if size <= max_tokens):
                 graph = self._graphs[0, total] = self._capture_one(0, total)
@@ -57,7 +59,7 @@ class ChunkGraphs:
                 self._launch_s = min(self._launch_s, launch_s)
                 self._totals.append(total)
                 self._seconds.append(seconds)
-                if seconds > _CAPTURED_LAUNCHES * self._launch_s:
+                if seconds > launches * self._launch_s:
                     break
             for total in reversed(self._totals):
                 for decodes in reversed(self._decodes[1:]):
@@ -144,16 +146,11 @@ class ChunkGraphs:
 
     def _measure(self, graph: StepGraph, tokens: int) -> tuple[float, float]:
         """Seconds of a replay on the device, and of a launch kernel by kernel on the host."""
-        graph.forward.replay()
-        torch.cuda.synchronize()
+        seconds = graph.seconds()
         started = time.perf_counter()
-        graph.forward.replay()
-        torch.cuda.synchronize()
-        replayed = time.perf_counter()
         self._forward(self._empty_inputs(0, tokens), 0, tokens)
-        launched = time.perf_counter()
+        launch_s = time.perf_counter() - started
         torch.cuda.synchronize()
-        seconds, launch_s = replayed - started, launched - replayed
         if self._context.split is not None:  # ranks that chose differently would wait for each other for ever
             seconds, launch_s = self._context.split.agree_on((seconds, launch_s))
         return seconds, launch_s

@@ -11,6 +11,7 @@ largest needs. Outputs live in that pool, where the next replay overwrites them:
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -53,6 +54,15 @@ class StepGraph:
         sample, token_ids = self.filtered if filtered and self.filtered is not None else (self.sample, self.token_ids)
         sample.replay()
         return token_ids
+
+    def seconds(self) -> float:
+        """Of one forward pass, by trying. Of several ranks all have to."""
+        self.forward.replay()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        self.forward.replay()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,7 @@ class DecodeGraphs:
         self._context = context
         self._graphs: dict[int, StepGraph] = {}
         self._sizes: list[int] = []
+        self.token_s = 0.0  # what a step of the smallest size takes: of a sequence that decodes alone
 
     def capture(self, sizes: list[int]) -> None:
         """`sizes` ascending."""
@@ -153,7 +164,7 @@ class DecodeGraphs:
             for size in reversed(sizes):
                 inputs = self._context.rows.to_device(self._sequences([], [], size))
                 self._graphs[size] = self._context.capture(inputs, self._forward, self._sample)
-        torch.cuda.synchronize()
+            self.token_s = self._graphs[sizes[0]].seconds()
 
     @property
     def max_size(self) -> int:

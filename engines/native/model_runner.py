@@ -95,6 +95,11 @@ class ModelRunner:
         """Prefill tokens beyond which two steps are faster than one, if there is such a number."""
         return self._chunk_graphs.largest_chunk if self._chunk_graphs is not None else None
 
+    @property
+    def token_s(self) -> float:
+        """What a step of one token takes; 0 where that was not measured."""
+        return self._graphs.token_s if self._graphs is not None else 0.0
+
     @torch.inference_mode()
     def launch(self, plan: BatchPlan) -> Launched:
         self._admit(plan)

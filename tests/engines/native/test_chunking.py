@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.native.block_pool import BlockPool
+from engines.native.build import prefill_target_s
 from engines.native.chunk_graphs import DECODES, TOTALS
 from engines.native.chunking import ChunkSizer, StepSizes
 from engines.native.core import EngineCore
@@ -230,3 +231,20 @@ def test_one_long_stall_of_decodes_does_not_pass_for_their_cost():
     sizer.observe(100, 0, 30.0)
     steps_with(sizer, 100, base_s=0.010, token_s=25e-6)
     assert sizer.limit < 3000
+
+
+@pytest.mark.parametrize(
+    ("asked_ms", "on_gpu", "token_s", "expected"),
+    [
+        (None, True, 0.0043, 0.05),
+        (None, True, 0.012, 0.12),  # a large model, of which 50 ms are a few hundred tokens
+        (None, False, 0.1, 0.0),
+        (30.0, True, 0.012, 0.03),
+        (0.0, True, 0.012, 0.0),
+        (30.0, False, 0.0, 0.03),
+    ],
+)
+def test_the_target_is_what_was_asked_for_or_what_some_tokens_take(
+    asked_ms: float | None, on_gpu: bool, token_s: float, expected: float
+):
+    assert prefill_target_s(asked_ms, on_gpu=on_gpu, token_s=token_s) == pytest.approx(expected)
