@@ -34,9 +34,9 @@ WARM_UP_SHARE = 0.1  # of the requests: after these, memory must not grow
 ALLOWED_GROWTH_BYTES = 4 * 2**20  # a leak of 1 KiB a request would be 10 MB over 10,000
 NUM_PREFIXES, PREFIX_TOKENS = 6, 96
 ABORTED_SHARE = 0.1
-LONG_SHARE = 0.08  # of the outputs: those outgrow the blocks that admission keeps free for them
+LONG_SHARE = 0.3  # of the outputs: those outgrow the blocks that admission keeps free for them
 BLOCK_SIZE = 16  # small, so that sequences grow into new blocks often
-KV_TOKENS = 16_384  # an eighth of what all running sequences could grow to
+KV_TOKENS = 4_096  # little enough that some sequences are preempted; for all rows at once a block and one to grow
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Mixer:
         prompt = self._tokens(min(longest, int(2 ** rng.uniform(0, 9.5))))
         if rng.random() < 0.3:
             prompt = (rng.choice(self._prefixes) + prompt)[: self._max_len // 2]
-        max_tokens = int(2 ** (rng.uniform(5, 7) if rng.random() < LONG_SHARE else rng.uniform(0, 4.6)))
+        max_tokens = min(longest, int(2 ** (rng.uniform(5, 8) if rng.random() < LONG_SHARE else rng.uniform(0, 4.6))))
         choices = rng.choice([2, 3, 4]) if rng.random() < 0.1 else 1
         params = self._params(max_tokens)
         requests: list[Request] = []
