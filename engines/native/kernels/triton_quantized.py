@@ -1,8 +1,9 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
 One token has products that take norm, residual and gate along (8 bits) or the gate (4 bits); up to TILE_ROWS tokens
-have tiles that dequantize in registers; beyond, a product is bound by arithmetic: e4m3 by e4m3 on tensor cores that
-have it (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS, of a weight dequantized for the occasion.
+have tiles that dequantize in registers, e4m3 up to SCALED_MM_ROWS tiles that need not, where tensor cores have it;
+beyond, a product is bound by arithmetic: e4m3 by e4m3 (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS,
+of a weight dequantized for the occasion.
 nf4 and fp4 are bitsandbytes' own products throughout.
 """
 
@@ -21,6 +22,7 @@ from torch.nn import functional
 from engines.native.kernels import triton_int4_weight, triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product, normalized
+from engines.native.kernels.triton_e4m3_linear import e4m3_linear
 from engines.native.kernels.triton_int4_gemv import can_multiply, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
@@ -33,7 +35,8 @@ BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
 """Numbers of tokens, one in each range that has kernels of its own."""
 
 TILE_ROWS = 256
-SCALED_MM_ROWS = 64  # above as many tokens e4m3 activations pay
+SCALED_MM_ROWS = 64  # above as many tokens activations in one term of e4m3 pay, up to them two
+GATED_ROWS = 16  # up to as many tokens a tile has registers for two products in two terms
 
 
 def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
@@ -75,7 +78,7 @@ class Int4Product(Product):
 
 @dataclass(frozen=True, slots=True)
 class ByteProduct(Product):
-    """int8 or fp8. `scaled_mm`: whether many tokens are multiplied in e4m3."""
+    """int8 or fp8. `scaled_mm`: whether several tokens are multiplied in e4m3."""
 
     weight: QuantizedWeight
     pdl: bool
@@ -91,6 +94,9 @@ class ByteProduct(Product):
         if self.scaled_mm and num_tokens > SCALED_MM_ROWS:
             codes, scales, _ = triton_quantize.quantize_tokens(x, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, out_dtype)
+        if self.scaled_mm:
+            terms, _ = triton_quantize.quantize_in_two_terms(x, pdl=self.pdl)
+            return e4m3_linear(terms, self.weight, bias, out_dtype=out_dtype or x.dtype, pdl=self.pdl)
         if num_tokens <= TILE_ROWS:
             return quantized_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_quantize.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
@@ -105,6 +111,9 @@ class ByteProduct(Product):
         if self.scaled_mm and x.shape[0] > SCALED_MM_ROWS:
             codes, scales, total = triton_quantize.quantize_tokens(x, residual, norm_weight, eps, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, None), total
+        if self.scaled_mm:
+            terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight, eps, pdl=self.pdl)
+            return e4m3_linear(terms, self.weight, bias, out_dtype=x.dtype, pdl=self.pdl), total
         return Product.norm_linear(self, ops, x, residual, norm_weight, eps, bias)
 
     def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
@@ -114,7 +123,10 @@ class ByteProduct(Product):
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
             )
-        if num_tokens > SCALED_MM_ROWS:
+        if self.scaled_mm and num_tokens <= GATED_ROWS:
+            terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight, eps, pdl=self.pdl)
+            return e4m3_linear(terms, self.weight, bias, out_dtype=x.dtype, gated=True, pdl=self.pdl), total
+        if self.scaled_mm or num_tokens > SCALED_MM_ROWS:
             return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
         normed, total = normalized(ops, x, residual, norm_weight, eps)
         return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total

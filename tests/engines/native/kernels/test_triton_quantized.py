@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_int4_weight, triton_quantize
+from engines.native.kernels.triton_e4m3_linear import e4m3_linear
 from engines.native.kernels.triton_gemv import GemvConfig
 from engines.native.kernels.triton_int4_gemv import Int4GemvConfig, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
@@ -194,3 +195,49 @@ def test_every_number_of_tokens_has_a_product(
     assert torch.equal(total, expected_total)
     got, _ = product.norm_linear(ops, x, residual, norm, 1e-3, None)
     assert_close(got, reference.norm_linear(x, residual, norm, 1e-3, plain)[0], exact)
+
+
+def in_two_terms(x: torch.Tensor) -> torch.Tensor:
+    terms, _ = triton_quantize.quantize_in_two_terms(x)
+    first, second = terms.codes.float().unbind(1)
+    return (first + second / triton_quantize.SECOND_TERM) * terms.scales
+
+
+def test_two_terms_are_as_fine_as_bfloat16(device: torch.device) -> None:
+    x = torch.randn(7, COLUMNS, generator=torch.Generator().manual_seed(0)).to(device)
+    x[2] = 0
+    x[3] *= torch.logspace(-5, 5, COLUMNS, device=device)
+    x[4, 5] = 1e4
+    largest = x.abs().amax(1, keepdim=True)
+    error = (in_two_terms(x) - x).abs()
+    assert (error <= 2**-8 * x.abs() + 2**-18 * largest).all()
+    assert error.square().sum() < 1.5 * (x.bfloat16().float() - x).square().sum()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 40])
+@pytest.mark.parametrize(
+    "config",
+    [LinearConfig(16, 16, 64), LinearConfig(16, 32, 64, split_k=2), LinearConfig(32, 16, 128), None],
+    ids=["small", "split", "uneven", "chosen"],
+)
+def test_products_of_two_terms(
+    tokens: int, config: LinearConfig | None, device: torch.device, dtype: torch.dtype
+) -> None:
+    weight = quantized("fp8", 2 * ROWS, COLUMNS, device)
+    plain = weight.dequantize(torch.float32)
+    x, residual, norm_weight = torch.randn(3, tokens, COLUMNS, device=device).to(dtype)
+    bias = torch.randn(2 * ROWS, device=device).to(dtype)
+    terms, total = triton_quantize.quantize_in_two_terms(x)
+    assert total is x
+    known = in_two_terms(x)
+    for out_dtype in (dtype, torch.float32):
+        got = e4m3_linear(terms, weight, bias, out_dtype=out_dtype, config=config)
+        assert_close(got, reference.linear(known, plain, bias.float()), exact=1e-3)
+    terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight[0], 1e-3)
+    expected, expected_total = reference.norm_gated_linear(
+        x, residual, norm_weight[0], 1e-3, weight.dequantize(dtype), bias
+    )
+    assert torch.equal(total, expected_total)
+    if config is None or config.split_k == 1:
+        got = e4m3_linear(terms, weight, bias, out_dtype=dtype, gated=True, config=config)
+        assert_close(got, expected, exact=2e-2)

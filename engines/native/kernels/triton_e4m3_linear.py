@@ -1,0 +1,188 @@
+"""Linear layers for a few tokens over e4m3 weights: products of e4m3 by e4m3, with activations in two terms.
+
+x becomes (first + second / 16) times a scale a token, both terms in e4m3 (triton_quantize): the second is what the
+first leaves, so that together they are as fine as bfloat16. The terms are two columns of one product on the matrix
+units, added up at the end; the weight goes there as it lies in memory. Widening it in registers for 16-bit activations
+takes two instructions a weight and a wait a step, for which eight tokens over Qwen3-8B's smaller matrices took longer
+than bfloat16 weights, twice the bytes, take. Beyond a few tokens arithmetic decides, and one term goes to
+torch._scaled_mm.
+
+Sums on the matrix units keep fewer bits than float32; they are added up in float32 after each BLOCK_K columns.
+The plain PyTorch twin is a product with QuantizedWeight.dequantize.
+"""
+
+# Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportMissingImports=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# pyright: reportIndexIssue=false
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engines.native.kernels.triton_kernel import kernel
+from engines.native.kernels.triton_launch import (
+    ARRIVAL_COUNTERS,
+    arrival_counters,
+    can_launch_early,
+    div_ceil,
+    prefetch_weights,
+    release_successor,
+    wait_for_predecessor,
+)
+from engines.native.kernels.triton_linear import LinearConfig
+from engines.native.kernels.triton_quantize import SECOND_TERM, TwoTerms
+from engines.native.kernels.triton_split_k import finish_transposed
+from engines.native.quantization.weight import QuantizedWeight
+
+_SECOND_TERM = tl.constexpr(SECOND_TERM)
+
+
+@triton.jit
+def _product(weight_rows, start, x, in_range, acc, EVEN_K: tl.constexpr, BLOCK_K: tl.constexpr, NATIVE: tl.constexpr):
+    if EVEN_K:
+        weight = tl.load(weight_rows + start)
+    else:
+        weight = tl.load(weight_rows + start, mask=in_range[None, :], other=0.0)
+    if NATIVE:
+        return tl.dot(weight, tl.trans(x), acc, max_num_imprecise_acc=BLOCK_K)
+    else:
+        return tl.dot(weight.to(tl.float32), tl.trans(x.to(tl.float32)), acc, input_precision="ieee")
+
+
+@triton.jit
+def _joined(acc, token_scales, row_scales, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The two terms' columns [BLOCK_N, 2 * BLOCK_M] as one [BLOCK_N, BLOCK_M]."""
+    first, second = tl.split(tl.reshape(acc, (BLOCK_N, BLOCK_M, 2)))
+    return (first + second / _SECOND_TERM) * token_scales[None, :] * row_scales[:, None]
+
+
+@kernel(varying=["M"])
+def _e4m3_linear_kernel(
+    codes_ptr,  # e4m3 [M, 2, K]
+    token_scale_ptr,  # [M] float32
+    weight_ptr,  # e4m3 [N, K], or [2 * N, K] if GATED
+    scale_ptr,  # [N or 2 * N] float32
+    bias_ptr,
+    out_ptr,  # [M, N]
+    partial_ptr,  # [tiles, SPLIT_K, BLOCK_N, BLOCK_M] float32, unused with SPLIT_K == 1
+    arrived,
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    GATED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    NATIVE: tl.constexpr,  # whether the device multiplies e4m3
+    PREFETCH_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid: (cdiv(N, BLOCK_N), SPLIT_K, cdiv(M, BLOCK_M))."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    terms = tl.program_id(2) * BLOCK_M * 2 + tl.arange(0, BLOCK_M * 2)
+    features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
+    first_k = split * k_per_split
+    release_successor(PDL)
+    if PDL and PREFETCH_K > 0:
+        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_k, K, BLOCK_N, PREFETCH_K)
+        if GATED:
+            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_k, K, BLOCK_N, PREFETCH_K)
+    wait_for_predecessor(PDL)
+
+    ks = tl.arange(0, BLOCK_K)
+    rows = tl.minimum(features, N - 1).to(tl.int64)
+    codes_at = codes_ptr + terms.to(tl.int64)[:, None] * K + ks[None, :]
+    weight_rows = weight_ptr + rows[:, None] * K + ks[None, :]
+    up_rows = weight_rows + N.to(tl.int64) * K
+    acc = tl.zeros([BLOCK_N, BLOCK_M * 2], tl.float32)
+    up = tl.zeros([BLOCK_N, BLOCK_M * 2], tl.float32)
+    used = (terms < 2 * M)[:, None]
+    for start in tl.range(first_k, tl.minimum(first_k + k_per_split, K), BLOCK_K, num_stages=NUM_STAGES):
+        in_range = ks < K - start
+        if EVEN_K:
+            x = tl.load(codes_at + start, mask=used, other=0.0)
+        else:
+            x = tl.load(codes_at + start, mask=used & in_range[None, :], other=0.0)
+        acc = _product(weight_rows, start, x, in_range, acc, EVEN_K, BLOCK_K, NATIVE)
+        if GATED:
+            up = _product(up_rows, start, x, in_range, up, EVEN_K, BLOCK_K, NATIVE)
+    token_scales = tl.load(token_scale_ptr + tokens, mask=tokens < M, other=0.0)
+    total = _joined(acc, token_scales, tl.load(scale_ptr + rows), BLOCK_N, BLOCK_M)
+    total_up = total
+    if GATED:
+        total_up = _joined(up, token_scales, tl.load(scale_ptr + rows + N), BLOCK_N, BLOCK_M)
+    finish_transposed(total, total_up, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M,
+                      BLOCK_N, SPLIT_K, GATED, HAS_BIAS)  # fmt: skip
+
+
+def e4m3_linear(
+    x: TwoTerms,
+    weight: QuantizedWeight,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype,
+    gated: bool = False,
+    pdl: bool = False,
+    config: LinearConfig | None = None,
+) -> Tensor:
+    """x [M, K] times the weight [N, K] transposed, plus bias [N]; returns [M, N]. See can_multiply.
+
+    gated: the weight is [2 * N, K] and the result silu_and_mul of the product.
+    """
+    (num_tokens, _, k), rows = x.codes.shape, weight.num_rows
+    n = rows // 2 if gated else rows
+    config = config or choose_config(num_tokens, n, k, gated)
+    out = torch.empty((num_tokens, n), dtype=out_dtype, device=x.codes.device)
+    tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
+    split_k = config.split_k
+    assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
+    partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
+    _e4m3_linear_kernel(
+        (tiles_n, split_k, tiles_m),
+        x.codes,
+        x.scales,
+        weight.codes,
+        weight.scales,
+        weight.codes if bias is None else bias,
+        out,
+        torch.empty(partial_size, dtype=torch.float32, device=out.device),
+        arrival_counters(out.device),
+        num_tokens,
+        n,
+        k,
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        SPLIT_K=split_k,
+        EVEN_K=k % (config.block_k * split_k) == 0,
+        NUM_STAGES=config.num_stages,
+        GATED=gated,
+        HAS_BIAS=bias is not None,
+        NATIVE=out.is_cuda,
+        PREFETCH_K=config.prefetch_bytes // (rows // n * config.block_n),
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        pdl=can_launch_early(out, pdl and config.pdl),
+    )
+    return out
+
+
+@functools.cache
+def choose_config(num_tokens: int, n: int, k: int, gated: bool) -> LinearConfig:
+    """The tile for num_tokens tokens and a weight of n rows (twice that if gated) of k columns."""
+    block_m = 16 if num_tokens <= 16 else 32 if num_tokens <= 32 else 64
+    small = n * k <= 2**25
+    split_k = 1 if gated or n > 8192 else 4
+    return LinearConfig(block_m, 64, 128, split_k=split_k, num_stages=4 if gated else 5, pdl=small)
