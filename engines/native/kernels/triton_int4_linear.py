@@ -152,7 +152,7 @@ def int4_linear(
         NUM_STAGES=config.num_stages,
         HAS_BIAS=bias is not None,
         TABLE=weight.table,
-        ASM=x.is_cuda and x.dtype == torch.bfloat16,
+        ASM=x.is_cuda,
         PREFETCH_WORDS=config.prefetch_bytes // (4 * config.block_n),
         num_warps=config.num_warps,
         num_stages=config.num_stages,

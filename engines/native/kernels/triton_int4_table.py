@@ -193,8 +193,7 @@ def values_of(codes, TABLE: tl.constexpr):
     """The same of any codes, in float32."""
     found = tl.zeros_like(codes).to(tl.float32)
     for code in tl.static_range(16):
-        value: tl.constexpr = _entry(_VALUES, TABLE, code)
-        found = tl.where(codes == code, value, found)
+        found = tl.where(codes == code, _entry(_VALUES, TABLE, code), found)
     return found
 
 
@@ -252,17 +251,14 @@ def table_sums(w0, w1, w2, w3, factors, zeros, TABLE: tl.constexpr, ASM: tl.cons
     else:
         words = (w0, w1, w2, w3)
         total = tl.zeros_like(w0) + zeros
+        high0, high8 = _entry(_INTEGER_HALVES, TABLE, 0), _entry(_INTEGER_HALVES, TABLE, 1)
+        low0, low8 = _entry(_INTEGER_HALVES, TABLE, 2), _entry(_INTEGER_HALVES, TABLE, 3)
         for i in tl.static_range(32):
-            j: tl.constexpr = i // 8
-            half: tl.constexpr = i // 4 % 2
-            codes = (words[j] >> (4 * (i % 8))) & 15
-            at = (codes & 7).to(tl.int64) * 8
-            high = (tl.where(codes < 8, _entry(_INTEGER_HALVES, TABLE, 0), _entry(_INTEGER_HALVES, TABLE, 1)) >> at).to(
-                tl.int32
-            ) & 127
-            low = (tl.where(codes < 8, _entry(_INTEGER_HALVES, TABLE, 2), _entry(_INTEGER_HALVES, TABLE, 3)) >> at).to(
-                tl.int32
-            ) & 127
-            lower, upper = _signed(factors[8 * half + j], i % 4), _signed(factors[8 * half + 4 + j], i % 4)
+            codes = (words[i // 8] >> (4 * (i % 8))) & 15
+            at = ((codes & 7) * 8).to(tl.int64)
+            high = (tl.where(codes < 8, high0, high8) >> at).to(tl.int32) & 127
+            low = (tl.where(codes < 8, low0, low8) >> at).to(tl.int32) & 127
+            lower = (factors[i // 4 % 2 * 8 + i // 8] << (24 - 8 * (i % 4))) >> 24
+            upper = (factors[i // 4 % 2 * 8 + 4 + i // 8] << (24 - 8 * (i % 4))) >> 24
             total += high * (256 * upper + lower) + 2 * low * upper
         return total.to(tl.float32)

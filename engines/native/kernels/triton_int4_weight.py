@@ -138,7 +138,7 @@ def _numbers_tile(words, affine, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, G
     scales, offsets = tl.split(tl.reshape(affine, (BLOCK_N, GROUPS, 2)))
     scales = _of_columns(scales, BLOCK_N, BLOCK_K, GROUPS)
     offsets = _of_columns(offsets, BLOCK_N, BLOCK_K, GROUPS)
-    if ASM:
+    if ASM and dtype == tl.bfloat16:
         p0, p1, p2, p3 = _code_pairs(words)
         codes = _four_pairs(p0, p1, p2, p3, BLOCK_N, BLOCK_K)
         return _scaled(codes, scales.to(tl.bfloat16), offsets.to(tl.bfloat16))
@@ -155,7 +155,10 @@ def _values_tile(words, scales, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GR
     if ASM:
         p0, p1, p2, p3 = value_pairs(words, TABLE)
         values = _four_pairs(p0, p1, p2, p3, BLOCK_N, BLOCK_K)
-        return scaled_values(values, scales.to(tl.bfloat16, bitcast=True))
+        if dtype == tl.bfloat16:
+            return scaled_values(values, scales.to(tl.bfloat16, bitcast=True))
+        else:
+            return (values.to(tl.float32) * scales.to(tl.bfloat16, bitcast=True).to(tl.float32)).to(dtype)
     else:
         codes = _in_columns(_two_codes(words, 0, 1), _two_codes(words, 2, 3), _two_codes(words, 4, 5),
                             _two_codes(words, 6, 7), BLOCK_N, BLOCK_K)  # fmt: skip
@@ -226,7 +229,7 @@ def dequantize(weight: Int4Weight, dtype: torch.dtype, *, pdl: bool = False) -> 
         GROUP=weight.group_size,
         GROUPS=max(block_k // weight.group_size, 1),
         TABLE=weight.table,
-        ASM=out.is_cuda and dtype == torch.bfloat16,
+        ASM=out.is_cuda,
         num_warps=4,
         pdl=can_launch_early(out, pdl),
     )
