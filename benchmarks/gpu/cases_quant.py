@@ -29,9 +29,9 @@ from engines.native.kernels.triton_ops import TritonOps
 from engines.native.kernels.triton_quantized import make_product
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
-from engines.native.quantization.bitsandbytes import TABLES
+from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
 from engines.native.quantization.fp8 import Fp8Quantizer
-from engines.native.quantization.int4 import INT4, Int4Quantizer, unpack_words
+from engines.native.quantization.int4 import Int4Quantizer, unpack_words
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import QuantizedWeight
 
@@ -39,7 +39,10 @@ Run = Callable[[Tensor, QuantizedWeight], Tensor]
 Gemv = GemvConfig | Int4GemvConfig
 
 BATCHES = (1, 8, 64, 256, 2048)
-BITS = {"int4": 4.5, "int4 g32": 5.0, "fp8": 8.0, "int8": 8.0, "nf4": 4.5}  # a weight, and its share of scales
+BITS = {"int4": 4.5, "int4 g32": 5.0, "nf4": 4.25, "fp4": 4.25, "fp8": 8.0, "int8": 8.0}
+"""Of a weight, and its share of scales."""
+
+MOST_TOKENS = {"int4 g32": 8, "fp4": 64}  # of kinds that differ little from one that goes on
 BYTE_GEMV = [
     GemvConfig(4, 2048),
     GemvConfig(4, 4096, 8),
@@ -112,15 +115,13 @@ INT4_TILES[8] = INT4_TILES[1]
 
 
 def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
-    if kind in TABLES:
-        from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
-
-        return BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4", 64).quantize(weight)
     return {
         "fp8": Fp8Quantizer(),
         "int8": Int8Quantizer(),
         "int4": Int4Quantizer(64),
         "int4 g32": Int4Quantizer(32),
+        "nf4": BitsAndBytesQuantizer("nf4", 64),
+        "fp4": BitsAndBytesQuantizer("fp4", 64),
     }[kind].quantize(weight)
 
 
@@ -165,7 +166,7 @@ def _build_fused(kind: str, n: int, k: int, gated: bool, config: Gemv | None, ap
         return ops.silu_and_mul(out) if gated and apart else out
 
     expected = lambda: twin(x.float(), residual.float(), norm.float(), 1e-6, weights[0].dequantize())[0]  # noqa: E731
-    prepared = [Int4Weight.of(weight) if weight.format is INT4 else weight for weight in weights]
+    prepared = [Int4Weight.of(weight) if BITS[kind] < 8 else weight for weight in weights]
     return Built([functools.partial(fused, weight) for weight in prepared], expected)
 
 
@@ -208,9 +209,7 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
         return made[key].linear(x)
 
     yield "ops", chosen
-    if kind in TABLES:
-        return
-    if kind.startswith("int4"):
+    if BITS[kind] < 8:
         for config in INT4_GEMV if m == 1 else []:
             yield _label(config), lambda x, w, config=config: int4_gemv(x, int4(w), pdl=True, config=config)
         for config in INT4_TILES.get(m, []):
@@ -253,7 +252,7 @@ def _fused_cases(kind: str, name: str, n: int, k: int, num_bytes: float) -> Iter
     for label, config, apart in [
         ("ops", None, False),
         ("apart", None, True),
-        *((_label(c), c, False) for c in (INT4_GEMV if kind.startswith("int4") else BYTE_GEMV)),
+        *((_label(c), c, False) for c in (INT4_GEMV if BITS[kind] < 8 else BYTE_GEMV)),
     ]:
         yield Case("quant", f"{kind}+norm", f"{name} M1", label, num_bytes, 2.0 * n * k,
                    functools.partial(_build_fused, kind, n, k, gated, config, apart),
@@ -269,7 +268,7 @@ def cases() -> Iterator[Case]:
             yield Case("quant", "bf16", f"{name} M{m}", "ops", 2.0 * n * k + moved, 2.0 * m * n * k,
                        functools.partial(_build_bf16, m, n, k), compile_key=f"bf16 {name} {m}")  # fmt: skip
             for kind, bits in BITS.items():
-                if (name == "head" and bits < 8) or (kind == "int4 g32" and m > 8):
+                if (name == "head" and bits < 8) or m > MOST_TOKENS.get(kind, m):
                     continue
                 flops = 2.0 * m * n * k / (2 if kind == "fp8" else 1)
                 num_bytes = n * k * bits / 8 + moved
@@ -280,5 +279,5 @@ def cases() -> Iterator[Case]:
                 if kind.startswith("int4") and m <= 256:
                     yield Case("quant", kind, f"{name} M{m}", "tinygemm", num_bytes, flops,
                                functools.partial(_build_tinygemm, kind, m, n, k))  # fmt: skip
-                if m == 1 and name in ("qkv", "gate_up") and kind != "nf4":
+                if m == 1 and name in ("qkv", "gate_up"):
                     yield from _fused_cases(kind, name, n, k, num_bytes)

@@ -9,6 +9,9 @@ numbers alone takes two and a half a weight. Here x becomes integers of 16 bits 
 1/30840 of the largest in its chunk, which rounds a hundred times finer than bfloat16 did that one. One instruction then
 multiplies four bytes of codes by four bytes of x and adds all up, exactly. A byte holds two codes, 16 * odd + even;
 even ones are masked, odd ones are not: what is too much is taken from the even codes' x beforehand.
+
+The values that a table has for codes (triton_int4_table) are integers of 14 bits, in two bytes: three products of bytes
+instead of two, of which one for each half of the table, and x in steps of 1/32512 of the largest.
 """
 
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
@@ -20,6 +23,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from engines.native.kernels.triton_int4_table import X_LARGEST, X_STEPS, chosen, table_sums, zeros_sums
 
 
 @triton.jit
@@ -36,20 +41,19 @@ def load_words(weight_ptr, rows, step, row_words, EVEN: tl.constexpr, AHEAD: tl.
 
 
 @triton.jit
-def load_affine(affine_ptr, rows, step, num_chunks, GROUP: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+def load_affine(groups_ptr, rows, step, num_chunks, GROUP: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
                  CHUNKS: tl.constexpr):  # fmt: skip
-    """Scale and offset of the group of each chunk, a word or two of [rows, CHUNKS]."""
+    """What groups_ptr has of each chunk's group, [rows, CHUNKS]."""
     chunks = step * CHUNKS + tl.arange(0, CHUNKS)
     num_groups = num_chunks // (GROUP // 32)
     # A thread takes the groups of its own words, not as many as would make a wide load.
     at = tl.max_contiguous(rows[:, None] * num_groups + (chunks // (GROUP // 32))[None, :], [1, 1])
-    pairs = affine_ptr.to(tl.pointer_type(tl.int32))
     if not EVEN:
-        return tl.load(pairs + at, mask=(chunks < num_chunks)[None, :], other=0)
+        return tl.load(groups_ptr + at, mask=(chunks < num_chunks)[None, :], other=0)
     elif AHEAD:
-        return tl.load(pairs + at, mask=step * CHUNKS < num_chunks)
+        return tl.load(groups_ptr + at, mask=step * CHUNKS < num_chunks)
     else:
-        return tl.load(pairs + at)
+        return tl.load(groups_ptr + at)
 
 
 @triton.jit
@@ -101,21 +105,19 @@ def _four(words, CHUNKS: tl.constexpr):
 
 
 @triton.jit
-def load_factors(x_ptr, step, K, EVEN: tl.constexpr, CHUNKS: tl.constexpr, ASM: tl.constexpr):
-    """What a row's products need of a step's columns.
+def _sixteen(a, b, c, d, CHUNKS: tl.constexpr):
+    a0, a1, a2, a3 = _four(a, CHUNKS)
+    b0, b1, b2, b3 = _four(b, CHUNKS)
+    c0, c1, c2, c3 = _four(c, CHUNKS)
+    d0, d1, d2, d3 = _four(d, CHUNKS)
+    return a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3
 
-    Bytes of x as they meet those of a chunk's words, the lower and the upper for the even codes, and the same for the
-    odd; a sixteenth of their step; and the sum of x: all [CHUNKS].
-    """
-    at = (step * CHUNKS + tl.arange(0, CHUNKS))[:, None] * 32 + tl.arange(0, 8)[None, :]
-    l0, u0 = _load_pairs(x_ptr, at, K, EVEN, CHUNKS)
-    l1, u1 = _load_pairs(x_ptr, at + 8, K, EVEN, CHUNKS)
-    l2, u2 = _load_pairs(x_ptr, at + 16, K, EVEN, CHUNKS)
-    l3, u3 = _load_pairs(x_ptr, at + 24, K, EVEN, CHUNKS)
+
+@triton.jit
+def _numbers_factors(l0, l1, l2, l3, u0, u1, u2, u3, largest, CHUNKS: tl.constexpr, ASM: tl.constexpr):
+    """Bytes for the even codes, the lower and the upper, and the same for the odd; a sixteenth of their step; the sum
+    of x."""
     total = tl.sum(((l0 + u0) + (l1 + u1)) + ((l2 + u2) + (l3 + u3)), axis=1)
-    lower = tl.maximum(tl.maximum(tl.abs(l0), tl.abs(l1)), tl.maximum(tl.abs(l2), tl.abs(l3)))
-    upper = tl.maximum(tl.maximum(tl.abs(u0), tl.abs(u1)), tl.maximum(tl.abs(u2), tl.abs(u3)))
-    largest = tl.maximum(tl.max(tl.maximum(lower, upper), axis=1), 1e-30)
     steps = (30840.0 / largest)[:, None]  # an even code's x may be larger by a sixteenth, and then within 2^15
     sixteenth = 0.0625 * steps
     even_lower, even_upper = _to_bytes(
@@ -126,12 +128,39 @@ def load_factors(x_ptr, step, K, EVEN: tl.constexpr, CHUNKS: tl.constexpr, ASM: 
         ASM,
     )
     odd_lower, odd_upper = _to_bytes(l1 * steps, l3 * steps, u1 * steps, u3 * steps, ASM)
-    e0, e1, e2, e3 = _four(even_lower, CHUNKS)
-    f0, f1, f2, f3 = _four(even_upper, CHUNKS)
-    o0, o1, o2, o3 = _four(odd_lower, CHUNKS)
-    p0, p1, p2, p3 = _four(odd_upper, CHUNKS)
-    factors = (e0, e1, e2, e3, f0, f1, f2, f3, o0, o1, o2, o3, p0, p1, p2, p3)
-    return factors, largest * (0.0625 / 30840.0), total
+    return _sixteen(even_lower, even_upper, odd_lower, odd_upper, CHUNKS), largest * (0.0625 / 30840.0), total
+
+
+@triton.jit
+def _values_factors(l0, l1, l2, l3, u0, u1, u2, u3, largest, CHUNKS: tl.constexpr, TABLE: tl.constexpr,
+                    ASM: tl.constexpr):  # fmt: skip
+    """Signed bytes for the lower half of a word, the lower and the upper, and the same for the upper half; the step of
+    table_sums; what these start from."""
+    steps = (1.0 / largest * X_LARGEST)[:, None]
+    a_lower, a_upper = _to_bytes(l0 * steps + 128.0, u0 * steps + 128.0, l1 * steps + 128.0, u1 * steps + 128.0, ASM)
+    b_lower, b_upper = _to_bytes(l2 * steps + 128.0, u2 * steps + 128.0, l3 * steps + 128.0, u3 * steps + 128.0, ASM)
+    a_lower ^= -2139062144  # 0x80808080: the 128s, of which upper bytes keep what makes up for lower ones below zero
+    b_lower ^= -2139062144
+    zeros = tl.sum(zeros_sums(a_lower, b_lower, a_upper, b_upper, ASM), axis=1)
+    return _sixteen(a_lower, a_upper, b_lower, b_upper, CHUNKS), largest * chosen(X_STEPS, TABLE), zeros
+
+
+@triton.jit
+def load_factors(x_ptr, step, K, EVEN: tl.constexpr, CHUNKS: tl.constexpr, TABLE: tl.constexpr, ASM: tl.constexpr):
+    """What a row's products need of a step's columns, all [CHUNKS]: sixteen words of bytes of x as they meet those of a
+    chunk's words, the step of sums of these products, and what numbers and values each add of their own."""
+    at = (step * CHUNKS + tl.arange(0, CHUNKS))[:, None] * 32 + tl.arange(0, 8)[None, :]
+    l0, u0 = _load_pairs(x_ptr, at, K, EVEN, CHUNKS)
+    l1, u1 = _load_pairs(x_ptr, at + 8, K, EVEN, CHUNKS)
+    l2, u2 = _load_pairs(x_ptr, at + 16, K, EVEN, CHUNKS)
+    l3, u3 = _load_pairs(x_ptr, at + 24, K, EVEN, CHUNKS)
+    lower = tl.maximum(tl.maximum(tl.abs(l0), tl.abs(l1)), tl.maximum(tl.abs(l2), tl.abs(l3)))
+    upper = tl.maximum(tl.maximum(tl.abs(u0), tl.abs(u1)), tl.maximum(tl.abs(u2), tl.abs(u3)))
+    largest = tl.maximum(tl.max(tl.maximum(lower, upper), axis=1), 1e-30)
+    if TABLE != "":
+        return _values_factors(l0, l1, l2, l3, u0, u1, u2, u3, largest, CHUNKS, TABLE, ASM)
+    else:
+        return _numbers_factors(l0, l1, l2, l3, u0, u1, u2, u3, largest, CHUNKS, ASM)
 
 
 @triton.jit
@@ -197,12 +226,16 @@ def _sums(w0, w1, w2, w3, factors, ASM: tl.constexpr):
 
 @triton.jit
 def chunk_products(words, affine, affine_dtype, factors, step, total, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-                   ASM: tl.constexpr):  # fmt: skip
+                   TABLE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
     """Each chunk's product with x, [BLOCK_N, CHUNKS]."""
     even, odd = tl.split(tl.reshape(words, (BLOCK_N, CHUNKS, 2, 2)))
     w0, w2 = tl.split(even)
     w1, w3 = tl.split(odd)
-    scales = affine.to(tl.int16).to(affine_dtype, bitcast=True).to(tl.float32)
-    offsets = (affine >> 16).to(tl.int16).to(affine_dtype, bitcast=True).to(tl.float32)
-    products = _sums(w0, w1, w2, w3, factors, ASM) * step[None, :] - (8.0 * total)[None, :]
-    return products * scales + total[None, :] * offsets
+    if TABLE != "":
+        scales = (affine.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+        return table_sums(w0, w1, w2, w3, factors, total[None, :], TABLE, ASM) * step[None, :] * scales
+    else:
+        scales = affine.to(tl.int16).to(affine_dtype, bitcast=True).to(tl.float32)
+        offsets = (affine >> 16).to(tl.int16).to(affine_dtype, bitcast=True).to(tl.float32)
+        products = _sums(w0, w1, w2, w3, factors, ASM) * step[None, :] - (8.0 * total)[None, :]
+        return products * scales + total[None, :] * offsets

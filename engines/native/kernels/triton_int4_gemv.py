@@ -52,7 +52,7 @@ class Int4GemvConfig:
 def _int4_gemv_kernel(
     x_ptr,  # [K]
     weight_ptr,  # int32 words [N, K / 8], or [2 * N, K / 8] if GATED
-    affine_ptr,  # [N or 2 * N, K / GROUP, 2] of 16 bits
+    affine_ptr,  # [N or 2 * N, K / GROUP, 2] of 16 bits; [.., 1] with a TABLE
     bias_ptr,
     out_ptr,  # [N]
     N,
@@ -64,6 +64,7 @@ def _int4_gemv_kernel(
     MANY_STEPS: tl.constexpr,  # K > BLOCK_K
     GATED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    TABLE: tl.constexpr,
     ASM: tl.constexpr,
     EARLY: tl.constexpr,
     PREFETCH_WORDS: tl.constexpr,
@@ -81,6 +82,7 @@ def _int4_gemv_kernel(
     rows = tl.minimum(columns, N - 1)
     rows_b = rows + N if GATED else tl.minimum(columns + BLOCK_N, N - 1)
     chunks = K // 32
+    groups_ptr = affine_ptr if TABLE != "" else affine_ptr.to(tl.pointer_type(tl.int32))
     release_successor(PDL)
     if PDL and PREFETCH_WORDS > 0:
         prefetch_weights(weight_ptr, first_row, N, 0, chunks * 4, BLOCK_N if GATED else 2 * BLOCK_N, PREFETCH_WORDS)
@@ -89,10 +91,10 @@ def _int4_gemv_kernel(
     if not EARLY:
         wait_for_predecessor(PDL)
     words = load_words(weight_ptr, rows, 0, chunks * 4, EVEN, False, WORDS)
-    affine = load_affine(affine_ptr, rows, 0, chunks, GROUP, EVEN, False, CHUNKS)
+    affine = load_affine(groups_ptr, rows, 0, chunks, GROUP, EVEN, False, CHUNKS)
     if not MANY_STEPS:
         words_b = load_words(weight_ptr, rows_b, 0, chunks * 4, EVEN, False, WORDS)
-        affine_b = load_affine(affine_ptr, rows_b, 0, chunks, GROUP, EVEN, False, CHUNKS)
+        affine_b = load_affine(groups_ptr, rows_b, 0, chunks, GROUP, EVEN, False, CHUNKS)
     if EARLY:
         wait_for_predecessor(PDL)
 
@@ -103,13 +105,13 @@ def _int4_gemv_kernel(
         step = start // BLOCK_K
         if MANY_STEPS:
             words_b = load_words(weight_ptr, rows_b, step, chunks * 4, EVEN, False, WORDS)
-            affine_b = load_affine(affine_ptr, rows_b, step, chunks, GROUP, EVEN, False, CHUNKS)
-        factors, x_step, total = load_factors(x_ptr, step, K, EVEN, CHUNKS, ASM)
-        products += chunk_products(words, affine, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
+            affine_b = load_affine(groups_ptr, rows_b, step, chunks, GROUP, EVEN, False, CHUNKS)
+        factors, x_step, total = load_factors(x_ptr, step, K, EVEN, CHUNKS, TABLE, ASM)
+        products += chunk_products(words, affine, dtype, factors, x_step, total, BLOCK_N, CHUNKS, TABLE, ASM)
         if MANY_STEPS:
             words = load_words(weight_ptr, rows, step + 1, chunks * 4, EVEN, True, WORDS)
-            affine = load_affine(affine_ptr, rows, step + 1, chunks, GROUP, EVEN, True, CHUNKS)
-        products_b += chunk_products(words_b, affine_b, dtype, factors, x_step, total, BLOCK_N, CHUNKS, ASM)
+            affine = load_affine(groups_ptr, rows, step + 1, chunks, GROUP, EVEN, True, CHUNKS)
+        products_b += chunk_products(words_b, affine_b, dtype, factors, x_step, total, BLOCK_N, CHUNKS, TABLE, ASM)
     acc = tl.sum(products, axis=1)
     acc_b = tl.sum(products_b, axis=1)
     store_outputs(acc, acc_b, 0.0, columns, bias_ptr, out_ptr, N, K, 0.0, False, GATED, HAS_BIAS)
@@ -154,6 +156,7 @@ def int4_gemv(
         MANY_STEPS=k > config.block_k,
         GATED=gated,
         HAS_BIAS=bias is not None,
+        TABLE=weight.table,
         ASM=x.is_cuda,
         EARLY=config.early,
         PREFETCH_WORDS=config.prefetch_bytes // (2 * config.block_n * 4),

@@ -42,7 +42,7 @@ from engines.native.kernels.triton_split_k import finish_transposed
 def _int4_linear_kernel(
     x_ptr,  # [M, K]
     weight_ptr,  # int32 words [N, K / 8]
-    affine_ptr,  # [N, K / GROUP, 2]
+    affine_ptr,  # [N, K / GROUP, AFFINE]
     bias_ptr,
     out_ptr,  # [M, N]
     partial_ptr,  # [tiles, SPLIT_K, BLOCK_N, BLOCK_M] float32, unused with SPLIT_K == 1
@@ -60,19 +60,21 @@ def _int4_linear_kernel(
     EVEN: tl.constexpr,  # BLOCK_K divides K
     NUM_STAGES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    TABLE: tl.constexpr,
     ASM: tl.constexpr,
     PREFETCH_WORDS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid: (cdiv(N, BLOCK_N), SPLIT_K, cdiv(M, BLOCK_M))."""
+    AFFINE: tl.constexpr = 1 if TABLE != "" else 2  # pyright: ignore[reportAssignmentType]
     tile, split = tl.program_id(0), tl.program_id(1)
     tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     row_words = K // 32 * 4
-    row_affine = K // GROUP * 2
+    row_affine = K // GROUP * AFFINE
     if EVEN:  # from which Triton can tell that rows are aligned
         row_words = K // BLOCK_K * (BLOCK_K // 8)
-        row_affine = K // (GROUPS * GROUP) * (GROUPS * 2)
+        row_affine = K // (GROUPS * GROUP) * (GROUPS * AFFINE)
     num_steps = tl.cdiv(K, BLOCK_K)
     first_step = split * tl.cdiv(num_steps, SPLIT_K)
     last_step = tl.minimum(first_step + tl.cdiv(num_steps, SPLIT_K), num_steps)
@@ -84,7 +86,7 @@ def _int4_linear_kernel(
 
     rows = tl.minimum(features, N - 1).to(tl.int64)
     words_at = weight_ptr + rows[:, None] * row_words + tl.arange(0, BLOCK_K // 8)[None, :]
-    affine_at = affine_ptr + rows[:, None] * row_affine + tl.arange(0, GROUPS * 2)[None, :]
+    affine_at = affine_ptr + rows[:, None] * row_affine + tl.arange(0, GROUPS * AFFINE)[None, :]
     x_at = x_ptr + tokens.to(tl.int64)[:, None] * x_stride + tl.arange(0, BLOCK_K)[None, :]
     used = (tokens < M)[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -93,15 +95,15 @@ def _int4_linear_kernel(
         if EVEN:
             x = tl.load(x_at + step * BLOCK_K, mask=used, other=0.0)
             words = tl.load(words_at + step * (BLOCK_K // 8))
-            affine = tl.load(affine_at + group * 2)
+            affine = tl.load(affine_at + group * AFFINE)
         else:
             left = K - step * BLOCK_K
             x = tl.load(x_at + step * BLOCK_K, mask=used & (tl.arange(0, BLOCK_K) < left)[None, :], other=0.0)
             in_row = (tl.arange(0, BLOCK_K // 8) * 8 < left)[None, :]
             words = tl.load(words_at + step * (BLOCK_K // 8), mask=in_row, other=0)
-            in_row = (tl.arange(0, GROUPS * 2) // 2 * GROUP < left)[None, :]
-            affine = tl.load(affine_at + group * 2, mask=in_row, other=0.0)
-        weight = weight_tile(words, affine, BLOCK_N, BLOCK_K, GROUPS, ASM, x.dtype)
+            in_row = (tl.arange(0, GROUPS * AFFINE) // AFFINE * GROUP < left)[None, :]
+            affine = tl.load(affine_at + group * AFFINE, mask=in_row, other=0)
+        weight = weight_tile(words, affine, BLOCK_N, BLOCK_K, GROUPS, TABLE, ASM, x.dtype)
         acc = tl.dot(weight, tl.trans(x), acc, input_precision="ieee")
     finish_transposed(acc, acc, bias_ptr, out_ptr, partial_ptr, arrived, features, tokens, M, N, BLOCK_M, BLOCK_N,
                       SPLIT_K, False, HAS_BIAS)  # fmt: skip
@@ -149,7 +151,8 @@ def int4_linear(
         EVEN=k % config.block_k == 0,
         NUM_STAGES=config.num_stages,
         HAS_BIAS=bias is not None,
-        ASM=x.is_cuda and x.dtype == torch.bfloat16,
+        TABLE=weight.table,
+        ASM=x.is_cuda,
         PREFETCH_WORDS=config.prefetch_bytes // (4 * config.block_n),
         num_warps=config.num_warps,
         num_stages=config.num_stages,

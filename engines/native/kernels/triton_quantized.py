@@ -3,8 +3,7 @@
 One token has products that take norm, residual and gate along (8 bits) or the gate (4 bits); up to TILE_ROWS tokens
 have tiles that dequantize in registers, e4m3 up to SCALED_MM_ROWS tiles that need not, where tensor cores have it;
 beyond, a product is bound by arithmetic: e4m3 by e4m3 (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS,
-of a weight dequantized for the occasion.
-nf4 and fp4 are bitsandbytes' own products throughout.
+of a weight dequantized for the occasion. nf4 and fp4 are int4's products with a table of values (triton_int4_table).
 """
 
 # torch's product of e4m3 matrices has no public name.
@@ -13,7 +12,6 @@ nf4 and fp4 are bitsandbytes' own products throughout.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
-from engines.native.quantization.bitsandbytes import TABLES, load_library
+from engines.native.quantization.bitsandbytes import TABLES
 from engines.native.quantization.weight import QuantizedWeight
 
 BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
@@ -41,9 +39,7 @@ GATED_ROWS = 16  # up to as many tokens a tile has registers for two products in
 
 def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
     """The product of a weight on a GPU."""
-    if weight.format.name in TABLES:
-        return BitsAndBytesProduct.of(weight)
-    if weight.format.name == "int4":
+    if weight.format.name == "int4" or weight.format.name in TABLES:
         paired = Int4Weight.of(weight)
         return Int4Product(paired, pdl, can_multiply(paired))
     return ByteProduct(weight, pdl, _multiplies_e4m3(weight))
@@ -51,7 +47,8 @@ def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
 
 @dataclass(frozen=True, slots=True)
 class Int4Product(Product):
-    """The norm is a kernel of its own, and the gate of several tokens: what takes them along reads x too often."""
+    """int4, nf4 or fp4. The norm is a kernel of its own, and the gate of several tokens: what takes them along reads x
+    too often."""
 
     weight: Int4Weight
     pdl: bool
@@ -148,37 +145,3 @@ def _multiplies_e4m3(weight: QuantizedWeight) -> bool:
     if not per_row or not weight.codes.is_cuda or any(size % 16 for size in weight.shape):
         return False
     return torch.cuda.get_device_capability(weight.device) >= (9, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class BitsAndBytesProduct(Product):
-    """nf4 and fp4 by the library: a kernel for one token, and a dequantized weight for more."""
-
-    library: Any
-    weight: QuantizedWeight
-    state: Any  # the library's description of the weight
-
-    @classmethod
-    def of(cls, weight: QuantizedWeight) -> BitsAndBytesProduct:
-        import bitsandbytes
-
-        functions = load_library(f"quantize: {weight.format.name}")
-        table = torch.tensor(TABLES[weight.format.name], device=weight.device)
-        state = functions.QuantState(
-            absmax=weight.scales.flatten(),
-            shape=torch.Size(weight.shape),
-            code=table,
-            blocksize=weight.group_size,
-            quant_type=weight.format.name,
-            dtype=torch.bfloat16,
-        )
-        return cls(bitsandbytes, weight, state)
-
-    def tensors(self) -> list[Tensor]:
-        return [self.weight.codes, self.weight.scales]
-
-    def linear(self, x: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
-        codes = self.weight.codes.view(-1, 1)
-        self.state.dtype = x.dtype
-        out = self.library.matmul_4bit(x, codes.t(), quant_state=self.state, bias=bias)
-        return out if out_dtype is None else out.to(out_dtype)

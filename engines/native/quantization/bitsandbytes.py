@@ -1,4 +1,4 @@
-"""nf4 and fp4, weight only: the bitsandbytes library's 4-bit formats, which its kernels multiply.
+"""nf4 and fp4, weight only: the bitsandbytes library's 4-bit formats, without the library.
 
 A code is an index into sixteen values, those of a normal distribution's quantiles (nf4, arXiv 2305.14314) or of a 4-bit
 float (fp4), times a scale for 32 consecutive weights or more. The library's own quantizer takes their largest magnitude
@@ -12,22 +12,18 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from engines.errors import EngineUnavailable
 from engines.native.quantization.feedback import Fitted, TakeGroup, column_by_column, costs_of, spread_errors
 from engines.native.quantization.int8 import Int8Quantizer
 from engines.native.quantization.weight import Format, QuantizedWeight, relative_costs
 
-GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that the library's kernels take
+GROUP_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that the library knows
 _ROWS_AT_ONCE = 1024
 _STARTS = (1.0, 0.92, 0.85, 0.78, 0.7, 1.1)  # times the largest magnitude
 _RULES = 0.25  # of a group's costs: a column that an outlier makes outweigh the others
@@ -68,7 +64,7 @@ TABLES = {"nf4": _NF4, "fp4": _FP4}
 
 class BitsAndBytesQuantizer:
     """See weight.Quantizer. Codes and a group's scale are fitted to each other in turns, as int4's are, from a few
-    starts, the largest magnitude among them. Raises EngineUnavailable where the library is not installed."""
+    starts, the largest magnitude among them."""
 
     weighs_columns = spreads_errors = True
 
@@ -76,7 +72,6 @@ class BitsAndBytesQuantizer:
         assert group_size in GROUP_SIZES
         self.name = name
         self.group_size = group_size
-        load_library(f"quantize: {name}")
 
     def quantize(self, weight: Tensor, moments: Tensor | None = None, /) -> QuantizedWeight:
         values, size = _Values.of(self.name, weight.device), self.group_size
@@ -203,17 +198,3 @@ def _met_by(values: _Values) -> Iterator[tuple[float, float]]:
     numbers: list[float] = values.sorted.tolist()
     above, below = [v for v in numbers if v > 0], [v for v in reversed(numbers) if v < 0]
     return zip_longest(above, below, fillvalue=numbers[0])
-
-
-@functools.cache
-def load_library(wanted_by: str) -> ModuleType:
-    """bitsandbytes.functional. Raises EngineUnavailable naming what it was wanted for."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise EngineUnavailable(
-            f"{wanted_by} needs the bitsandbytes library: pip install bitsandbytes.", field="quantize"
-        )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports optional extras of its own as warnings
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its import warns of torch's deprecations
-        import bitsandbytes.functional as library
-    return library

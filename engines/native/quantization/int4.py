@@ -23,10 +23,14 @@ _SHRINKS = (1.0, 0.9, 0.8)  # of a group's range, to start from: outliers may be
 _FITS = 3  # from each start; more bring less than a hundredth
 
 
-def pack_words(codes: Tensor) -> Tensor:
-    """[N, K] integers of 0 to 15, K a multiple of 32, to int32 words [N, K / 8]."""
+def pack_words(codes: Tensor, *, side_by_side: bool = False) -> Tensor:
+    """[N, K] integers of 0 to 15, K a multiple of 32, to int32 words [N, K / 8].
+
+    side_by_side: neighbouring columns are in neighbouring nibbles, nibble i // 4 + 2 * (i % 4) instead of i.
+    """
     columns = codes.to(torch.int32).unflatten(1, (-1, 2, 2, _WORDS, 2))  # i // 2 % 2, i % 2, j, i // 4
-    nibbles = columns.permute(5, 2, 3, 0, 1, 4).flatten(0, 2)
+    order = (2, 3, 5) if side_by_side else (5, 2, 3)
+    nibbles = columns.permute(*order, 0, 1, 4).flatten(0, 2)
     words = torch.zeros(nibbles.shape[1:], dtype=torch.int32, device=codes.device)
     for i, nibble in enumerate(nibbles):
         words |= nibble << (4 * i)

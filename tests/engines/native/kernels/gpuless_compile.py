@@ -3,8 +3,8 @@
     python -m tests.engines.native.kernels.gpuless_compile
 
 Triton's interpreter takes programs that its compiler refuses, and knows no limits. Prints a JSON line a kernel: its
-shared memory and how many values spill from registers. In a process of its own, since compiler and interpreter do not
-share one.
+shared memory, how many values spill from registers, and of some instructions how many there are. In a process of its
+own, since compiler and interpreter do not share one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ TYPES = {
 FEEDBACK_TYPES = dict.fromkeys(
     ("group_ptr", "own_ptr", "cost_ptr", "values_ptr", "starts_ptr", "met_ptr", "scale_ptr", "error_ptr"), "*fp32"
 )
+INT4_TYPES = {table: {"weight_ptr": "*i32", "affine_ptr": "*i16" if table else "*fp16"} for table in ("", "nf4", "fp4")}
 VARYING = ("M", "num_rows")
 
 
@@ -64,45 +65,60 @@ def compiled(kernel: Kernel, types: dict[str, str], constants: dict[str, Any], *
 
 def kernels() -> Iterator[tuple[str, Any]]:
     """A name, and what compiles it."""
-    for tokens, n, k, group in (
-        (1, N, K, 32),
-        (32, 24576, N, 64),
-        (64, N, K, 128),
-        (64, N, N, 64),
-        (256, 24576, N, 32),
+    for table, tokens, n, k, group in (
+        ("", 1, N, K, 32),
+        ("", 32, 24576, N, 64),
+        ("", 64, N, K, 128),
+        ("", 64, N, N, 64),
+        ("", 256, 24576, N, 32),
+        ("nf4", 8, N, K, 64),
+        ("fp4", 64, N, N, 64),
     ):
         config = triton_int4_linear.choose_config(tokens, n, k, group)
         constants = {
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group,
             "GROUPS": max(config.block_k // group, 1), "SPLIT_K": config.split_k, "EVEN": True,
-            "NUM_STAGES": config.num_stages, "HAS_BIAS": False, "ASM": True, "PREFETCH_WORDS": 0, "PDL": True,
+            "NUM_STAGES": config.num_stages, "HAS_BIAS": False, "TABLE": table, "ASM": True, "PREFETCH_WORDS": 0,
+            "PDL": True,
         }  # fmt: skip
         yield (
-            f"int4 {tokens} {n} {k} {group}",
-            lambda constants=constants, config=config: compiled(
-                triton_int4_linear._int4_linear_kernel, {"weight_ptr": "*i32"}, constants,
+            f"{table or 'int4'} {tokens} {n} {k} {group}",
+            lambda constants=constants, config=config, types=INT4_TYPES[table]: compiled(
+                triton_int4_linear._int4_linear_kernel, types, constants,
                 num_warps=config.num_warps, num_stages=config.num_stages,
             ),
         )  # fmt: skip
-    for n, k, group, gated in ((6144, N, 32, False), (12288, N, 32, True), (N, K, 64, False), (N, 896, 128, False)):
+    for table, n, k, group, gated in (
+        ("", 6144, N, 32, False),
+        ("", 12288, N, 32, True),
+        ("", N, K, 64, False),
+        ("", N, 896, 128, False),
+        ("nf4", 12288, N, 64, True),
+        ("fp4", N, K, 32, False),
+    ):
         config = triton_int4_gemv.choose_config(n, k, gated=gated)
         constants = {
             "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group, "EVEN": k % config.block_k == 0,
             "MANY_STEPS": k > config.block_k, "GATED": gated, "HAS_BIAS": False,
-            "ASM": True, "EARLY": config.early, "PREFETCH_WORDS": config.prefetch_bytes // (8 * config.block_n),
-            "PDL": True,
+            "TABLE": table, "ASM": True, "EARLY": config.early,
+            "PREFETCH_WORDS": config.prefetch_bytes // (8 * config.block_n), "PDL": True,
         }  # fmt: skip
         yield (
-            f"int4 gemv {n} {k} {group}",
-            lambda constants=constants, config=config: compiled(
-                triton_int4_gemv._int4_gemv_kernel, {"weight_ptr": "*i32"}, constants, num_warps=config.num_warps
+            f"{table or 'int4'} gemv {n} {k} {group}",
+            lambda constants=constants, config=config, types=INT4_TYPES[table]: compiled(
+                triton_int4_gemv._int4_gemv_kernel, types, constants, num_warps=config.num_warps
             ),
         )
-    constants = {"BLOCK_N": 16, "BLOCK_K": 256, "GROUP": 64, "GROUPS": 4, "ASM": True, "PDL": True}
-    yield (
-        "int4 dequantize",
-        lambda: compiled(triton_int4_weight._dequantize_kernel, {"weight_ptr": "*i32"}, constants, num_warps=4),
-    )
+    for table in ("", "nf4"):
+        constants = {
+            "BLOCK_N": 16, "BLOCK_K": 256, "GROUP": 64, "GROUPS": 4, "TABLE": table, "ASM": True, "PDL": True,
+        }  # fmt: skip
+        yield (
+            f"{table or 'int4'} dequantize",
+            lambda constants=constants, types=INT4_TYPES[table]: compiled(
+                triton_int4_weight._dequantize_kernel, types, constants, num_warps=4
+            ),
+        )
     for tokens, group, gated, codes in (
         (64, 0, True, "*fp8e4nv"), (256, 128, False, "*fp8e4nv"), (64, 128, True, "*fp8e4nv"), (256, 32, False, "*i8"),
     ):  # fmt: skip
@@ -138,9 +154,12 @@ def main() -> None:
         for name, result in [(name, pool.submit(compile_one)) for name, compile_one in kernels()]:
             kernel = result.result()
             copies = kernel.asm["ttgir"].count("ttg.async_copy_global_to_local")
+            looks_up = name.startswith(("nf4", "fp4")) and "dequantize" not in name
+            sass = kernel.asm["sass"] if looks_up else ""  # which takes as long as to compile
             wide_loads = kernel.asm["ptx"].count("ld.global.v4.b32")
             print(json.dumps({"name": name, "shared": kernel.metadata.shared, "async_copies": copies,
-                              "wide_loads": wide_loads}))  # fmt: skip
+                              "wide_loads": wide_loads, "spills": sass.count("STL") + sass.count("LDL"),
+                              "moves": sass.count("MOV"), "shared_stores": sass.count(" STS")}))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -44,6 +46,7 @@ def quantized(kind: str, rows: int, columns: int, device: torch.device) -> Quant
         "fp8 blocks": lambda: QuantizedWeight(FP8, to_e4m3(weight * 100), scales[:, : columns // 64] / 50),
         "int4": lambda: Int4Quantizer(64).quantize(weight),
         "int4 fine": lambda: Int4Quantizer(32).quantize(weight),
+        "nf4": lambda: BitsAndBytesQuantizer("nf4").quantize(weight),
         "int4 symmetric": lambda: QuantizedWeight(INT4, pack_words(byte_codes % 16), scales.half() / 8),
     }[kind]()
     return made.to(device)
@@ -169,31 +172,30 @@ def test_tokens_get_a_scale_each_and_codes_within_one_step(
     assert close.float().mean() > (0.99 if x.is_cuda else 0.9)  # the interpreter drops a carry into the exponent
 
 
-@pytest.mark.parametrize("num_tokens", [1, 2, 70, 300], ids=["one", "few", "tile", "many"])
-@pytest.mark.parametrize("kind", ["int8", "fp8", "int4", "nf4", "fp4"])
+@pytest.mark.parametrize(
+    ("kind", "num_tokens"), [*product(["int8", "fp8", "int4"], [1, 2, 70, 300]), ("nf4", 1), ("nf4", 2)]
+)
 def test_every_number_of_tokens_has_a_product(
     kind: str, num_tokens: int, device: torch.device, dtype: torch.dtype
 ) -> None:
-    if kind in ("nf4", "fp4"):
-        pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-        weight = BitsAndBytesQuantizer("nf4" if kind == "nf4" else "fp4").quantize(torch.randn(64, 128)).to(device)
-    else:
-        weight = quantized(kind, 64, 128, device)
-    product, ops, plain = make_product(weight), TritonOps(), weight.dequantize(dtype)
+    weight = quantized(kind, 64 if kind != "nf4" else 8, 128, device)  # whose codes are interpreted slowly
+    served, ops, plain = make_product(weight), TritonOps(), weight.dequantize(dtype)
     x, residual = torch.randn(2, num_tokens, 128, device=device).to(dtype)
     norm = torch.rand(128, device=device).to(dtype)
     if kind == "fp8" and x.is_cuda and num_tokens > SCALED_MM_ROWS:
         codes, scales = quantize_tokens_twin(x)
-        assert_close(product.linear(x), reference.linear((codes.float() * scales).to(dtype), plain))
+        assert_close(served.linear(x), reference.linear((codes.float() * scales).to(dtype), plain))
         return
     exact = FIXED_POINT if kind == "int4" and num_tokens == 1 else 2e-4
-    assert_close(product.linear(x), reference.linear(x, plain), exact)
-    assert product.linear(x, None, torch.float32).dtype == torch.float32
-    got, total = product.norm_gated_linear(ops, x, residual, norm, 1e-3, None)
+    if kind == "nf4":
+        exact = 1e-2  # of scales in bfloat16
+    assert_close(served.linear(x), reference.linear(x, plain), exact)
+    assert served.linear(x, None, torch.float32).dtype == torch.float32
+    got, total = served.norm_gated_linear(ops, x, residual, norm, 1e-3, None)
     expected, expected_total = reference.norm_gated_linear(x, residual, norm, 1e-3, plain)
     assert_close(got, expected, exact)
     assert torch.equal(total, expected_total)
-    got, _ = product.norm_linear(ops, x, residual, norm, 1e-3, None)
+    got, _ = served.norm_linear(ops, x, residual, norm, 1e-3, None)
     assert_close(got, reference.norm_linear(x, residual, norm, 1e-3, plain)[0], exact)
 
 

@@ -19,10 +19,10 @@ from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import QuantizedOps, ReferenceProduct
 from engines.native.models.hf_config import config_from_hf
 from engines.native.quantization import choose_quantizer
-from engines.native.quantization.bitsandbytes import load_library
 from engines.native.quantization.checkpoint import CheckpointSource, method_of
 from engines.native.weights.loader import load_model
 from engines.native.weights.safetensors import SafetensorsSource
+from tests.engines.native.quantization.bitsandbytes_library import load_library
 
 N, K, GROUP = 64, 128, 64
 Made = tuple[dict[str, Any], dict[str, Tensor], Tensor]
@@ -113,7 +113,7 @@ def fp8_blocks() -> Made:
 
 
 def bitsandbytes(name: str, *, nested: bool) -> Made:
-    library = load_library("test")
+    library = load_library()
     plain = torch.randn(N, K, generator=torch.Generator().manual_seed(3))
     codes, state = library.quantize_4bit(plain, blocksize=64, compress_statistics=nested, quant_type=name)
     tensors = {"x.weight": codes, **{f"x.weight.{key}": value for key, value in state.as_dict(packed=True).items()}}

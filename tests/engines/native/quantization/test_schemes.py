@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from config.engines import NativeSettings
 from engines.errors import EngineUnavailable
 from engines.native.quantization import choose_quantizer
-from engines.native.quantization.bitsandbytes import FORMATS, TABLES, load_library, pack, unpack
+from engines.native.quantization.bitsandbytes import FORMATS, TABLES, pack, unpack
 from engines.native.quantization.fp8 import LARGEST, quantize_tokens
 from engines.native.quantization.int4 import pack_words, unpack_words
 from engines.native.quantization.weight import QuantizedWeight, Quantizer, check_groups, join
+from tests.engines.native.quantization.bitsandbytes_library import load_library
 
 SCHEMES = pytest.mark.parametrize(
     ("scheme", "bits", "error"),
@@ -99,7 +100,7 @@ def test_words_are_in_the_order_of_the_matrix_units() -> None:
 @pytest.mark.parametrize("name", ["nf4", "fp4"])
 def test_four_bit_floats_mean_what_the_library_says_and_err_less_than_its_own(name: str) -> None:
     weight = matrix()
-    library = load_library("test")
+    library = load_library()
     codes, state = library.quantize_4bit(weight, blocksize=64, compress_statistics=False, quant_type=name)
     quantized = quantized_by(name, weight, quantize_group_size=64)
     assert quantized.format is FORMATS[name]
