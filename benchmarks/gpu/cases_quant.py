@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.gpu.kernels import Built, Case
+from benchmarks.gpu.quant_tiles import BATCHES, BITS, BYTE_GEMV, INT4_GEMV, INT4_TILES, MOST_TOKENS, TERMS_TILES, TILES
 from benchmarks.gpu.shapes import QWEN3_8B
 from benchmarks.gpu.timing import num_copies
 from engines.native.kernels import reference, triton_int4_weight, triton_quantize
@@ -29,6 +30,7 @@ from engines.native.kernels.triton_ops import TritonOps
 from engines.native.kernels.triton_quantized import make_product
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
+from engines.native.kernels.triton_terms_linear import terms_linear
 from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
 from engines.native.quantization.fp8 import Fp8Quantizer
 from engines.native.quantization.int4 import Int4Quantizer, unpack_words
@@ -37,81 +39,6 @@ from engines.native.quantization.weight import QuantizedWeight
 
 Run = Callable[[Tensor, QuantizedWeight], Tensor]
 Gemv = GemvConfig | Int4GemvConfig
-
-BATCHES = (1, 8, 64, 256, 2048)
-BITS = {"int4": 4.5, "int4 g32": 5.0, "nf4": 4.25, "fp4": 4.25, "fp8": 8.0, "int8": 8.0}
-"""Of a weight, and its share of scales."""
-
-MOST_TOKENS = {"int4 g32": 8, "fp4": 64}  # of kinds that differ little from one that goes on
-BYTE_GEMV = [
-    GemvConfig(4, 2048),
-    GemvConfig(4, 4096, 8),
-    GemvConfig(8, 1024),
-    GemvConfig(2, 4096),
-    GemvConfig(8, 2048, 8),
-    GemvConfig(4, 2048, prefetch_bytes=8 * 1024),
-    GemvConfig(8, 1024, prefetch_bytes=8 * 1024),
-]
-_INT4_ROWS = [
-    Int4GemvConfig(4, 4096, 4),
-    Int4GemvConfig(4, 2048, 2),
-    Int4GemvConfig(4, 1024, 1),
-    Int4GemvConfig(8, 1024, 1),
-]
-INT4_GEMV = [
-    *_INT4_ROWS,
-    *(replace(config, prefetch_bytes=8 * 1024) for config in _INT4_ROWS),
-    *(replace(config, early=False) for config in _INT4_ROWS[::3]),
-    *(replace(config, pdl=False) for config in _INT4_ROWS[::3]),
-    Int4GemvConfig(8, 2048, 2),
-    Int4GemvConfig(8, 4096, 4),
-    Int4GemvConfig(2, 4096, 4),
-]
-TILES = {
-    8: [
-        LinearConfig(16, 64, 128, num_stages=5),
-        LinearConfig(16, 32, 256, num_stages=4),
-        LinearConfig(16, 32, 128, num_stages=6),
-        LinearConfig(16, 64, 256, num_stages=3),
-        LinearConfig(16, 64, 128, split_k=2, num_stages=5),
-        LinearConfig(16, 64, 128, split_k=4),
-    ],
-    64: [
-        LinearConfig(64, 64, 128, num_stages=4),
-        LinearConfig(64, 64, 128, split_k=2),
-        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
-        LinearConfig(64, 64, 64, num_stages=5),
-        LinearConfig(32, 64, 128),
-        LinearConfig(64, 32, 128),
-    ],
-    256: [
-        LinearConfig(128, 64, 64, num_stages=4),
-        LinearConfig(128, 128, 64, num_warps=8),
-        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
-    ],
-}
-INT4_TILES = {
-    1: [
-        LinearConfig(16, 64, 256, split_k=2, num_stages=3),
-        LinearConfig(16, 64, 256, split_k=4, num_stages=3),
-        LinearConfig(16, 64, 256, split_k=8, num_stages=3),
-        LinearConfig(16, 64, 256, num_stages=3),
-        LinearConfig(16, 64, 128, split_k=4),
-        LinearConfig(16, 64, 128),
-    ],
-    64: [
-        LinearConfig(64, 64, 256, num_stages=3),
-        LinearConfig(64, 64, 256, split_k=2, num_stages=3),
-        LinearConfig(64, 64, 128),
-        LinearConfig(64, 128, 128, num_warps=8, num_stages=3),
-    ],
-    256: [
-        LinearConfig(128, 64, 128, num_stages=3),
-        LinearConfig(128, 128, 128, num_warps=8, num_stages=3),
-        LinearConfig(256, 128, 64, num_warps=8, num_stages=3),
-    ],
-}
-INT4_TILES[8] = INT4_TILES[1]
 
 
 def _quantize(kind: str, weight: Tensor) -> QuantizedWeight:
@@ -233,6 +160,21 @@ def _products(kind: str, m: int) -> Iterator[tuple[str, Run]]:
         yield "dequantize+cublas", lambda x, w: functional.linear(x, triton_quantize.dequantize(w, x.dtype))
     if kind == "int8" and m <= 64:
         yield "torch int8pack", lambda x, w: torch._weight_int8pack_mm(x, w.codes, w.scales.view(-1).to(x.dtype))
+    if m in TERMS_TILES:
+        yield from _in_two_terms(m)
+
+
+def _in_two_terms(m: int) -> Iterator[tuple[str, Run]]:
+    """Tiles over activations that are in two terms already."""
+    for config in TERMS_TILES[m]:
+        made: list[tuple[Tensor, triton_quantize.TwoTerms]] = []
+
+        def run(x: Tensor, weight: QuantizedWeight, config=config, made=made) -> Tensor:
+            if not made or made[-1][0] is not x:
+                made.append((x, triton_quantize.quantize_in_two_terms(x, weight.codes.dtype)[0]))
+            return terms_linear(made[-1][1], weight, out_dtype=x.dtype, pdl=True, config=config)
+
+        yield f"two terms {_label(config)}", run
 
 
 def _label(config: Gemv | LinearConfig) -> str:

@@ -123,7 +123,7 @@ def int4_linear(
     K is a multiple of 32.
     """
     num_tokens, (n, k) = x.shape[0], weight.shape
-    config = config or choose_config(num_tokens, n, k, weight.group_size)
+    config = config or choose_config(num_tokens, n, k, weight.group_size, looks_up=weight.table != "")
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
     tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
     split_k = config.split_k
@@ -162,11 +162,14 @@ def int4_linear(
 
 
 @functools.cache
-def choose_config(num_tokens: int, n: int, k: int, group_size: int) -> LinearConfig:
-    """The tile for num_tokens tokens and a weight of n rows of k columns; measured on an H100."""
+def choose_config(num_tokens: int, n: int, k: int, group_size: int, *, looks_up: bool = False) -> LinearConfig:
+    """The tile for num_tokens tokens and a weight of n rows of k columns; measured on an H100, those whose codes are
+    looked up on an H200."""
     wide = n > 8192
     if num_tokens <= 32:
         config = LinearConfig(16 if num_tokens <= 16 else 32, 64, 256, split_k=1 if wide else 4, num_stages=3)
+    elif num_tokens <= 64 and looks_up and (wide or k <= 8192):
+        config = LinearConfig(64, 64, 256, split_k=1 if wide else 2, num_stages=3)
     elif num_tokens <= 64 and (wide or k > 8192):
         config = LinearConfig(64, 64, 128, split_k=1 if wide else 4, num_stages=3)
     elif num_tokens <= 128 and not wide:

@@ -1,7 +1,7 @@
 """What surrounds the libraries' products of many tokens: activations to e4m3 with a scale a token, weights to 16 bits.
 
 torch._scaled_mm multiplies e4m3 by e4m3 with a scale for each row and each column; here are its activations, with the
-norm before them in the same pass, and those in two terms of triton_e4m3_linear. For the formats that no library
+norm before them in the same pass, and those in two terms of triton_terms_linear. For the formats that no library
 multiplies at speed, the weight is dequantized for a product of many tokens. The plain PyTorch twins are
 fp8.quantize_tokens and QuantizedWeight.dequantize.
 """
@@ -30,23 +30,24 @@ from engines.native.kernels.triton_launch import (
 )
 from engines.native.quantization.weight import QuantizedWeight
 
-SECOND_TERM = 16.0  # e4m3 has four bits, of which a number's second term takes the next four
-_LARGEST = tl.constexpr(448.0)  # of e4m3
-_SECOND_TERM = tl.constexpr(SECOND_TERM)
+SECOND_TERM = {torch.float8_e4m3fn: 16.0, torch.int8: 254.0}  # what the first term errs by, at most, fills the second
+_LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
 class TwoTerms(NamedTuple):
     """(codes[:, 0] + codes[:, 1] / SECOND_TERM) * scales."""
 
-    codes: Tensor  # e4m3 [num_tokens, 2, K] contiguous
+    codes: Tensor  # e4m3 or int8 [num_tokens, 2, K] contiguous
     scales: Tensor  # [num_tokens, 1] float32
 
 
 @triton.jit
-def _to_e4m3(x, dtype: tl.constexpr, NATIVE: tl.constexpr):
-    """float32 within 448 to the nearest e4m3. Triton's interpreter, which is not NATIVE, forgets to carry into the
-    exponent: there numbers are rounded before."""
-    if not NATIVE:
+def _to_codes(x, dtype: tl.constexpr, NATIVE: tl.constexpr):
+    """float32 within what int8 or e4m3 reach to the nearest of them. Triton's interpreter, which is not NATIVE, forgets
+    to carry into e4m3's exponent: there numbers are rounded before."""
+    if dtype == tl.int8:
+        x = (x + 12582912.0) - 12582912.0  # 1.5 * 2^23: no place for what is behind the point
+    elif not NATIVE:
         bits = x.to(tl.int32, bitcast=True)
         normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
         x = tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal)  # 2^-6, and 1.5 * 2^14
@@ -58,7 +59,7 @@ def _quantize_tokens_kernel(
     x_ptr,  # [num_tokens, HIDDEN], row stride x_stride
     residual_ptr,  # [num_tokens, HIDDEN] contiguous, unused without HAS_RESIDUAL
     norm_weight_ptr,  # [HIDDEN], unused without NORM
-    out_ptr,  # e4m3 [num_tokens, TERMS, HIDDEN] contiguous
+    out_ptr,  # e4m3 or int8 [num_tokens, TERMS, HIDDEN] contiguous
     scale_ptr,  # [num_tokens] float32
     new_residual_ptr,
     x_stride,
@@ -68,6 +69,8 @@ def _quantize_tokens_kernel(
     NORM: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     TERMS: tl.constexpr,  # 1 or 2
+    LARGEST: tl.constexpr,
+    SECOND: tl.constexpr,
     NATIVE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -90,14 +93,14 @@ def _quantize_tokens_kernel(
         x = x * tl.rsqrt(tl.sum(x * x, axis=0) / HIDDEN + eps) * norm_weight
         x = x.to(dtype).to(tl.float32)
     largest = tl.max(tl.abs(x), axis=0)
-    scale = tl.where(largest > 0, largest / _LARGEST, 1.0)
-    x = tl.minimum(tl.maximum(x / scale, -_LARGEST), _LARGEST)
-    codes = _to_e4m3(x, out_ptr.dtype.element_ty, NATIVE)
+    scale = tl.where(largest > 0, largest / LARGEST, 1.0)
+    x = tl.minimum(tl.maximum(x / scale, -LARGEST), LARGEST)
+    codes = _to_codes(x, out_ptr.dtype.element_ty, NATIVE)
     out = out_ptr + row * (TERMS * HIDDEN) + columns
     tl.store(out, codes, mask=mask)
     if TERMS == 2:
-        left = (x - codes.to(tl.float32)) * _SECOND_TERM
-        tl.store(out + HIDDEN, _to_e4m3(left, out_ptr.dtype.element_ty, NATIVE), mask=mask)
+        left = (x - codes.to(tl.float32)) * SECOND
+        tl.store(out + HIDDEN, _to_codes(left, out_ptr.dtype.element_ty, NATIVE), mask=mask)
     tl.store(scale_ptr + row, scale)
 
 
@@ -113,29 +116,36 @@ def quantize_tokens(
 
     norm_weight [K]: what is quantized is rms_norm(x + residual, norm_weight, eps).
     """
-    terms, total = _quantize(x, residual, norm_weight, eps, 1, pdl)
+    terms, total = _quantize(x, residual, norm_weight, eps, torch.float8_e4m3fn, 1, pdl)
     return terms.codes.squeeze(1), terms.scales, total
 
 
 def quantize_in_two_terms(
     x: Tensor,
+    dtype: torch.dtype,
     residual: Tensor | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 0.0,
     *,
     pdl: bool = False,
 ) -> tuple[TwoTerms, Tensor]:
-    """As quantize_tokens, as finely as bfloat16: what e4m3 leaves of a number is a second number."""
-    return _quantize(x, residual, norm_weight, eps, 2, pdl)
+    """As quantize_tokens, to e4m3 or int8, as finely as bfloat16: what one leaves of a number is a second number."""
+    return _quantize(x, residual, norm_weight, eps, dtype, 2, pdl)
 
 
 def _quantize(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor | None, eps: float, num_terms: int, pdl: bool
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    num_terms: int,
+    pdl: bool,
 ) -> tuple[TwoTerms, Tensor]:
     """codes are [num_tokens, num_terms, K]."""
     num_tokens, hidden = x.shape
     assert residual is None or norm_weight is not None
-    out = torch.empty((num_tokens, num_terms, hidden), dtype=torch.float8_e4m3fn, device=x.device)
+    out = torch.empty((num_tokens, num_terms, hidden), dtype=dtype, device=x.device)
     scales = torch.empty((num_tokens, 1), dtype=torch.float32, device=x.device)
     total = x if residual is None else torch.empty((num_tokens, hidden), dtype=x.dtype, device=x.device)
     block = next_power_of_2(hidden)
@@ -155,6 +165,8 @@ def _quantize(
             NORM=norm_weight is not None,
             HAS_RESIDUAL=residual is not None,
             TERMS=num_terms,
+            LARGEST=_LARGEST[dtype],
+            SECOND=SECOND_TERM[dtype],
             NATIVE=x.is_cuda,
             num_warps=min(16, max(1, block // 512)),
             pdl=can_launch_early(x, pdl),

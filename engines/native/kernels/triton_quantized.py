@@ -1,9 +1,10 @@
 """Which kernel multiplies a quantized weight by how many tokens on a GPU.
 
 One token has products that take norm, residual and gate along (8 bits) or the gate (4 bits); up to TILE_ROWS tokens
-have tiles that dequantize in registers, e4m3 up to SCALED_MM_ROWS tiles that need not, where tensor cores have it;
-beyond, a product is bound by arithmetic: e4m3 by e4m3 (torch._scaled_mm), and otherwise 16 bits by 16 bits in cuBLAS,
-of a weight dequantized for the occasion. nf4 and fp4 are int4's products with a table of values (triton_int4_table).
+have tiles that dequantize in registers, 8 bits with a scale a row up to TERMS_ROWS tiles that need not; beyond, a
+product is bound by arithmetic: e4m3 by e4m3 on tensor cores that have it (torch._scaled_mm), and otherwise 16 bits by
+16 bits in cuBLAS, of a weight dequantized for the occasion. nf4 and fp4 are int4's products with a table of values
+(triton_int4_table).
 """
 
 # torch's product of e4m3 matrices has no public name.
@@ -20,12 +21,13 @@ from torch.nn import functional
 from engines.native.kernels import triton_int4_weight, triton_quantize
 from engines.native.kernels.ops import Ops
 from engines.native.kernels.quantized import Product, normalized
-from engines.native.kernels.triton_e4m3_linear import e4m3_linear
 from engines.native.kernels.triton_int4_gemv import can_multiply, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
 from engines.native.kernels.triton_int4_weight import Int4Weight
+from engines.native.kernels.triton_quantize import TwoTerms
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
+from engines.native.kernels.triton_terms_linear import terms_linear
 from engines.native.quantization.bitsandbytes import TABLES
 from engines.native.quantization.weight import QuantizedWeight
 
@@ -33,7 +35,7 @@ BATCH_SIZES = (1, 2, 17, 33, 65, 129, 257)
 """Numbers of tokens, one in each range that has kernels of its own."""
 
 TILE_ROWS = 256
-SCALED_MM_ROWS = 64  # above as many tokens activations in one term of e4m3 pay, up to them two
+TERMS_ROWS = 64  # up to as many tokens activations in two terms of 8 bits pay; above, of e4m3, in one
 GATED_ROWS = 16  # up to as many tokens a tile has registers for two products in two terms
 
 
@@ -42,7 +44,7 @@ def make_product(weight: QuantizedWeight, *, pdl: bool = True) -> Product:
     if weight.format.name == "int4" or weight.format.name in TABLES:
         paired = Int4Weight.of(weight)
         return Int4Product(paired, pdl, can_multiply(paired))
-    return ByteProduct(weight, pdl, _multiplies_e4m3(weight))
+    return ByteProduct(weight, pdl, _multiplies_bytes(weight), _multiplies_e4m3(weight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,12 @@ class Int4Product(Product):
 
 @dataclass(frozen=True, slots=True)
 class ByteProduct(Product):
-    """int8 or fp8. `scaled_mm`: whether several tokens are multiplied in e4m3."""
+    """int8 or fp8."""
 
     weight: QuantizedWeight
     pdl: bool
-    scaled_mm: bool
+    in_terms: bool  # whether a few tokens are multiplied in two terms
+    scaled_mm: bool  # whether many tokens are multiplied in e4m3
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (self.weight.codes, self.weight.scales, self.weight.offsets) if t is not None]
@@ -88,12 +91,12 @@ class ByteProduct(Product):
         num_tokens = x.shape[0]
         if num_tokens == 1:
             return quantized_gemv(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)[0]
-        if self.scaled_mm and num_tokens > SCALED_MM_ROWS:
+        if self.scaled_mm and num_tokens > TERMS_ROWS:
             codes, scales, _ = triton_quantize.quantize_tokens(x, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, out_dtype)
-        if self.scaled_mm:
-            terms, _ = triton_quantize.quantize_in_two_terms(x, pdl=self.pdl)
-            return e4m3_linear(terms, self.weight, bias, out_dtype=out_dtype or x.dtype, pdl=self.pdl)
+        if self.in_terms and num_tokens <= TERMS_ROWS:
+            terms, _ = triton_quantize.quantize_in_two_terms(x, self.weight.codes.dtype, pdl=self.pdl)
+            return terms_linear(terms, self.weight, bias, out_dtype=out_dtype or x.dtype, pdl=self.pdl)
         if num_tokens <= TILE_ROWS:
             return quantized_linear(x, self.weight, bias, out_dtype=out_dtype, pdl=self.pdl)
         out = functional.linear(x, triton_quantize.dequantize(self.weight, x.dtype, pdl=self.pdl), bias)
@@ -105,12 +108,12 @@ class ByteProduct(Product):
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, pdl=self.pdl
             )
-        if self.scaled_mm and x.shape[0] > SCALED_MM_ROWS:
+        if self.scaled_mm and x.shape[0] > TERMS_ROWS:
             codes, scales, total = triton_quantize.quantize_tokens(x, residual, norm_weight, eps, pdl=self.pdl)
             return self._scaled(codes, scales, bias, x.dtype, None), total
-        if self.scaled_mm:
-            terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight, eps, pdl=self.pdl)
-            return e4m3_linear(terms, self.weight, bias, out_dtype=x.dtype, pdl=self.pdl), total
+        if self.in_terms and x.shape[0] <= TERMS_ROWS:
+            terms, total = self._normed_terms(x, residual, norm_weight, eps)
+            return terms_linear(terms, self.weight, bias, out_dtype=x.dtype, pdl=self.pdl), total
         return Product.norm_linear(self, ops, x, residual, norm_weight, eps, bias)
 
     def norm_gated_linear(self, ops: Ops, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float,
@@ -120,13 +123,19 @@ class ByteProduct(Product):
             return quantized_gemv(
                 x, self.weight, bias, residual=residual, norm_weight=norm_weight, eps=eps, gated=True, pdl=self.pdl
             )
-        if self.scaled_mm and num_tokens <= GATED_ROWS:
-            terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight, eps, pdl=self.pdl)
-            return e4m3_linear(terms, self.weight, bias, out_dtype=x.dtype, gated=True, pdl=self.pdl), total
-        if self.scaled_mm or num_tokens > SCALED_MM_ROWS:
+        if self.in_terms and num_tokens <= GATED_ROWS:
+            terms, total = self._normed_terms(x, residual, norm_weight, eps)
+            return terms_linear(terms, self.weight, bias, out_dtype=x.dtype, gated=True, pdl=self.pdl), total
+        if self.in_terms or num_tokens > TERMS_ROWS:
             return Product.norm_gated_linear(self, ops, x, residual, norm_weight, eps, bias)
         normed, total = normalized(ops, x, residual, norm_weight, eps)
         return quantized_linear(normed, self.weight, bias, gated=True, pdl=self.pdl), total
+
+    def _normed_terms(
+        self, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float
+    ) -> tuple[TwoTerms, Tensor]:
+        dtype = self.weight.codes.dtype
+        return triton_quantize.quantize_in_two_terms(x, dtype, residual, norm_weight, eps, pdl=self.pdl)
 
     def _scaled(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype,
                 out_dtype: torch.dtype | None) -> Tensor:  # fmt: skip
@@ -137,6 +146,13 @@ class ByteProduct(Product):
         if bias is not None:
             out += bias
         return out.to(out_dtype or dtype)
+
+
+def _multiplies_bytes(weight: QuantizedWeight) -> bool:
+    """A scale a row, columns in sixteens, and Hopper or later, for which the tiles were measured."""
+    if weight.scales.shape[1] != 1 or weight.offsets is not None or not weight.codes.is_cuda or weight.num_columns % 16:
+        return False
+    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
 
 
 def _multiplies_e4m3(weight: QuantizedWeight) -> bool:

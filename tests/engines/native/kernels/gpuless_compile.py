@@ -24,6 +24,7 @@ from engines.native.kernels import (
     triton_int4_linear,
     triton_int4_weight,
     triton_quantized_linear,
+    triton_terms_linear,
 )
 from engines.native.kernels.triton_kernel import Kernel
 
@@ -74,7 +75,7 @@ def kernels() -> Iterator[tuple[str, Any]]:
         ("nf4", 8, N, K, 64),
         ("fp4", 64, N, N, 64),
     ):
-        config = triton_int4_linear.choose_config(tokens, n, k, group)
+        config = triton_int4_linear.choose_config(tokens, n, k, group, looks_up=table != "")
         constants = {
             "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP": group,
             "GROUPS": max(config.block_k // group, 1), "SPLIT_K": config.split_k, "EVEN": True,
@@ -133,6 +134,25 @@ def kernels() -> Iterator[tuple[str, Any]]:
             f"bytes {tokens} {group} {gated} {codes}",
             lambda constants=byte_constants, config=config, codes=codes: compiled(
                 triton_quantized_linear._byte_linear_kernel, {"weight_ptr": codes, "scale_ptr": "*fp32"}, constants,
+                num_warps=config.num_warps, num_stages=config.num_stages,
+            ),
+        )  # fmt: skip
+    for tokens, n, k, gated, codes in (
+        (8, N, K, False, "*fp8e4nv"),
+        (16, K, N, True, "*i8"),
+        (64, 24576, N, False, "*i8"),
+    ):
+        config = triton_terms_linear.choose_config(tokens, n, k, gated)
+        terms_constants = {
+            "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "SPLIT_K": config.split_k,
+            "EVEN_K": True, "NUM_STAGES": config.num_stages, "GATED": gated, "HAS_BIAS": False, "NATIVE": True,
+            "SECOND": 16.0, "PREFETCH_K": 0, "PDL": True,
+        }  # fmt: skip
+        types = {"codes_ptr": codes, "weight_ptr": codes, "scale_ptr": "*fp32", "token_scale_ptr": "*fp32"}
+        yield (
+            f"terms {tokens} {codes}",
+            lambda constants=terms_constants, config=config, types=types: compiled(
+                triton_terms_linear._terms_linear_kernel, types, constants,
                 num_warps=config.num_warps, num_stages=config.num_stages,
             ),
         )  # fmt: skip

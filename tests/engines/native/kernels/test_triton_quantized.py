@@ -10,7 +10,6 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from engines.native.kernels import reference, triton_int4_weight, triton_quantize
-from engines.native.kernels.triton_e4m3_linear import e4m3_linear
 from engines.native.kernels.triton_gemv import GemvConfig
 from engines.native.kernels.triton_int4_gemv import Int4GemvConfig, int4_gemv
 from engines.native.kernels.triton_int4_linear import int4_linear
@@ -18,9 +17,10 @@ from engines.native.kernels.triton_int4_weight import Int4Weight
 from engines.native.kernels.triton_launch import arrival_counters
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_ops import TritonOps
-from engines.native.kernels.triton_quantized import SCALED_MM_ROWS, make_product
+from engines.native.kernels.triton_quantized import TERMS_ROWS, make_product
 from engines.native.kernels.triton_quantized_gemv import quantized_gemv
 from engines.native.kernels.triton_quantized_linear import quantized_linear
+from engines.native.kernels.triton_terms_linear import terms_linear
 from engines.native.quantization.bitsandbytes import BitsAndBytesQuantizer
 from engines.native.quantization.fp8 import FP8, Fp8Quantizer, to_e4m3
 from engines.native.quantization.fp8 import quantize_tokens as quantize_tokens_twin
@@ -112,7 +112,7 @@ def test_product_of_one_token_and_4_bits(
 
 def test_a_token_of_few_large_numbers_keeps_its_small_ones(device: torch.device, dtype: torch.dtype) -> None:
     weight = Int4Quantizer(32).quantize(torch.randn(8, 128, device=device))
-    plain = weight.dequantize(dtype)
+    plain = weight.dequantize()
     x = torch.randn(1, 128, device=device).to(dtype)
     x[0, 5] = 1000.0
     x[0, 32:64] = 0.0
@@ -182,7 +182,7 @@ def test_every_number_of_tokens_has_a_product(
     served, ops, plain = make_product(weight), TritonOps(), weight.dequantize(dtype)
     x, residual = torch.randn(2, num_tokens, 128, device=device).to(dtype)
     norm = torch.rand(128, device=device).to(dtype)
-    if kind == "fp8" and x.is_cuda and num_tokens > SCALED_MM_ROWS:
+    if kind == "fp8" and x.is_cuda and num_tokens > TERMS_ROWS:
         codes, scales = quantize_tokens_twin(x)
         assert_close(served.linear(x), reference.linear((codes.float() * scales).to(dtype), plain))
         return
@@ -199,47 +199,53 @@ def test_every_number_of_tokens_has_a_product(
     assert_close(got, reference.norm_linear(x, residual, norm, 1e-3, plain)[0], exact)
 
 
-def in_two_terms(x: torch.Tensor) -> torch.Tensor:
-    terms, _ = triton_quantize.quantize_in_two_terms(x)
+def in_two_terms(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    terms, _ = triton_quantize.quantize_in_two_terms(x, dtype)
     first, second = terms.codes.float().unbind(1)
-    return (first + second / triton_quantize.SECOND_TERM) * terms.scales
+    return (first + second / triton_quantize.SECOND_TERM[dtype]) * terms.scales
 
 
-def test_two_terms_are_as_fine_as_bfloat16(device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "relative", "of_largest"), [(torch.float8_e4m3fn, 2**-8, 2**-18), (torch.int8, 0.0, 2**-15.9)]
+)
+def test_two_terms_are_as_fine_as_bfloat16(
+    dtype: torch.dtype, relative: float, of_largest: float, device: torch.device
+) -> None:
     x = torch.randn(7, COLUMNS, generator=torch.Generator().manual_seed(0)).to(device)
     x[2] = 0
     x[3] *= torch.logspace(-5, 5, COLUMNS, device=device)
     x[4, 5] = 1e4
     largest = x.abs().amax(1, keepdim=True)
-    error = (in_two_terms(x) - x).abs()
-    assert (error <= 2**-8 * x.abs() + 2**-18 * largest).all()
+    error = (in_two_terms(x, dtype) - x).abs()
+    assert (error <= relative * x.abs() + of_largest * largest).all()
     assert error.square().sum() < 1.5 * (x.bfloat16().float() - x).square().sum()
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 17, 40])
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("tokens", [2, 17, 40])
 @pytest.mark.parametrize(
     "config",
-    [LinearConfig(16, 16, 64), LinearConfig(16, 32, 64, split_k=2), LinearConfig(32, 16, 128), None],
-    ids=["small", "split", "uneven", "chosen"],
+    [LinearConfig(16, 32, 64, split_k=2), LinearConfig(32, 16, 128), None],
+    ids=["split", "uneven", "chosen"],
 )
 def test_products_of_two_terms(
-    tokens: int, config: LinearConfig | None, device: torch.device, dtype: torch.dtype
+    kind: str, tokens: int, config: LinearConfig | None, device: torch.device, dtype: torch.dtype
 ) -> None:
-    weight = quantized("fp8", 2 * ROWS, COLUMNS, device)
+    weight = quantized(kind, 2 * ROWS, COLUMNS, device)
     plain = weight.dequantize(torch.float32)
     x, residual, norm_weight = torch.randn(3, tokens, COLUMNS, device=device).to(dtype)
     bias = torch.randn(2 * ROWS, device=device).to(dtype)
-    terms, total = triton_quantize.quantize_in_two_terms(x)
+    terms, total = triton_quantize.quantize_in_two_terms(x, weight.codes.dtype)
     assert total is x
-    known = in_two_terms(x)
+    known = in_two_terms(x, weight.codes.dtype)
     for out_dtype in (dtype, torch.float32):
-        got = e4m3_linear(terms, weight, bias, out_dtype=out_dtype, config=config)
+        got = terms_linear(terms, weight, bias, out_dtype=out_dtype, config=config)
         assert_close(got, reference.linear(known, plain, bias.float()), exact=1e-3)
-    terms, total = triton_quantize.quantize_in_two_terms(x, residual, norm_weight[0], 1e-3)
+    terms, total = triton_quantize.quantize_in_two_terms(x, weight.codes.dtype, residual, norm_weight[0], 1e-3)
     expected, expected_total = reference.norm_gated_linear(
         x, residual, norm_weight[0], 1e-3, weight.dequantize(dtype), bias
     )
     assert torch.equal(total, expected_total)
     if config is None or config.split_k == 1:
-        got = e4m3_linear(terms, weight, bias, out_dtype=dtype, gated=True, config=config)
+        got = terms_linear(terms, weight, bias, out_dtype=dtype, gated=True, config=config)
         assert_close(got, expected, exact=2e-2)
