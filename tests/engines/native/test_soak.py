@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu.soak import BLOCK_SIZE, Request, problems, run_soak
+from benchmarks.gpu.soak import BLOCK_SIZE, run_soak
+from benchmarks.gpu.soak_requests import Request, problems
 from config.engines import NativeSettings
 from engines.native.build import build_core
 from engines.native.types import FINISH_LENGTH, FINISH_STOP, AddSequence, LogprobRow, TokenOutput, TokenParams
