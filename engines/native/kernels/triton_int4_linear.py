@@ -25,10 +25,8 @@ from torch import Tensor
 from engines.native.kernels.triton_int4_weight import Int4Weight, weight_tile
 from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
-    ARRIVAL_COUNTERS,
     arrival_counters,
     can_launch_early,
-    div_ceil,
     fit_groups,
     prefetch_weights,
     release_successor,
@@ -125,18 +123,15 @@ def int4_linear(
     num_tokens, (n, k) = x.shape[0], weight.shape
     config = config or choose_config(num_tokens, n, k, weight.group_size, looks_up=weight.table != "")
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
-    tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
-    split_k = config.split_k
-    assert split_k == 1 or tiles_n * tiles_m <= ARRIVAL_COUNTERS
-    partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
+    grid, partial = config.cut(num_tokens, n, x.device, gated=False)
     _int4_linear_kernel(
-        (tiles_n, split_k, tiles_m),
+        grid,
         x,
         weight.codes,
         weight.affine,
         weight.codes if bias is None else bias,
         out,
-        torch.empty(partial_size, dtype=torch.float32, device=x.device),
+        partial,
         arrival_counters(x.device),
         num_tokens,
         n,
@@ -147,7 +142,7 @@ def int4_linear(
         BLOCK_K=config.block_k,
         GROUP=weight.group_size,
         GROUPS=max(config.block_k // weight.group_size, 1),
-        SPLIT_K=split_k,
+        SPLIT_K=config.split_k,
         EVEN=k % config.block_k == 0,
         NUM_STAGES=config.num_stages,
         HAS_BIAS=bias is not None,

@@ -27,10 +27,8 @@ from engines.native.kernels.triton_launch import (
     arrival_counters,
     can_launch_early,
     div_ceil,
-    prefetch_weights,
-    release_successor,
-    wait_for_predecessor,
 )
+from engines.native.kernels.triton_split_k import begin_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,14 @@ class LinearConfig:
     num_stages: int = 4
     prefetch_bytes: int = 32 * 1024  # of a block's weights, asked for before the predecessor is done
     pdl: bool = True
+
+    def cut(self, num_tokens: int, n: int, device: torch.device, *, gated: bool) -> tuple[tuple[int, int, int], Tensor]:
+        """The grid for outputs [num_tokens, n], and room for partial sums, which there are where K is cut."""
+        tiles_n, tiles_m = div_ceil(n, self.block_n), div_ceil(num_tokens, self.block_m)
+        assert self.split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
+        partial_size = tiles_n * tiles_m * self.split_k * self.block_m * self.block_n if self.split_k > 1 else 0
+        partial = torch.empty(partial_size, dtype=torch.float32, device=device)
+        return (tiles_n, self.split_k, tiles_m), partial
 
 
 @kernel(varying=["M"])
@@ -74,21 +80,14 @@ def _skinny_kernel(
     tile, split = tl.program_id(0), tl.program_id(1)
     rows = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
-    first_k = split * k_per_split
-    release_successor(PDL)
-    if PDL and PREFETCH_K > 0:
-        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_k, K, BLOCK_N, PREFETCH_K)
-        if GATED:
-            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_k, K, BLOCK_N, PREFETCH_K)
-    wait_for_predecessor(PDL)
+    first_k, last_k = begin_split(weight_ptr, N, K, BLOCK_N, BLOCK_K, SPLIT_K, GATED, PREFETCH_K, PDL)
 
     ks = tl.arange(0, BLOCK_K)
     x_rows = x_ptr + rows.to(tl.int64)[:, None] * x_stride + ks[None, :]
     weight_rows = weight_ptr + tl.minimum(columns, N - 1).to(tl.int64)[:, None] * K + ks[None, :]
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in tl.range(first_k, tl.minimum(first_k + k_per_split, K), BLOCK_K, num_stages=NUM_STAGES):
+    for start in tl.range(first_k, last_k, BLOCK_K, num_stages=NUM_STAGES):
         if EVEN_K:
             x = tl.load(x_rows + start, mask=(rows < M)[:, None], other=0.0)
             weight = tl.load(weight_rows + start)
@@ -146,13 +145,9 @@ def linear(
     (num_tokens, k), rows = x.shape, weight.shape[0]
     n = rows // 2 if gated else rows
     out = torch.empty((num_tokens, n), dtype=out_dtype or x.dtype, device=x.device)
-    tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
-    split_k = config.split_k
-    assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
-    partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
-    partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
+    grid, partial = config.cut(num_tokens, n, x.device, gated=gated)
     _skinny_kernel(
-        (tiles_n, split_k, tiles_m),
+        grid,
         x,
         weight,
         weight if bias is None else bias,
@@ -166,8 +161,8 @@ def linear(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        SPLIT_K=split_k,
-        EVEN_K=k % (config.block_k * split_k) == 0,
+        SPLIT_K=config.split_k,
+        EVEN_K=k % (config.block_k * config.split_k) == 0,
         NUM_STAGES=config.num_stages,
         GATED=gated,
         HAS_BIAS=bias is not None,

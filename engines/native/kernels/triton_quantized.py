@@ -156,8 +156,6 @@ def _multiplies_bytes(weight: QuantizedWeight) -> bool:
 
 
 def _multiplies_e4m3(weight: QuantizedWeight) -> bool:
-    """Rows and columns in torch's product with a scale for each of them come in sixteens, on Hopper and later."""
-    per_row = weight.format.name == "fp8" and weight.scales.shape[1] == 1 and weight.scales.dtype == torch.float32
-    if not per_row or not weight.codes.is_cuda or any(size % 16 for size in weight.shape):
-        return False
-    return torch.cuda.get_device_capability(weight.device) >= (9, 0)
+    """Beyond that torch's product wants rows in sixteens too, and scales in float32."""
+    in_float32 = weight.format.name == "fp8" and weight.scales.dtype == torch.float32
+    return in_float32 and weight.num_rows % 16 == 0 and _multiplies_bytes(weight)

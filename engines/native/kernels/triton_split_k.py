@@ -1,4 +1,4 @@
-"""The end of a product that is computed as its transpose: partial sums, bias, gate, store. Knows no weights."""
+"""Where a product over a part of K begins, and where one made as its transpose ends. Knows no formats of weights."""
 
 # Triton kernels are no Python that pyright can follow; the module may be absent where there is no GPU.
 # pyright: reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
@@ -7,6 +7,34 @@
 
 import triton
 import triton.language as tl
+
+from engines.native.kernels.triton_launch import prefetch_weights, release_successor, wait_for_predecessor
+
+
+@triton.jit
+def begin_split(
+    weight_ptr,  # [N, K], or [2 * N, K] if GATED
+    N,
+    K,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    GATED: tl.constexpr,
+    PREFETCH_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The first column of this block's part of K, and the one behind its last. Its weights are asked for before the
+    predecessor is done, which it is in the end. Grid: (cdiv(N, BLOCK_N), SPLIT_K, ...)."""
+    tile = tl.program_id(0)
+    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
+    first_k = tl.program_id(1) * k_per_split
+    release_successor(PDL)
+    if PDL and PREFETCH_K > 0:
+        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_k, K, BLOCK_N, PREFETCH_K)
+        if GATED:
+            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_k, K, BLOCK_N, PREFETCH_K)
+    wait_for_predecessor(PDL)
+    return first_k, tl.minimum(first_k + k_per_split, K)
 
 
 @triton.jit

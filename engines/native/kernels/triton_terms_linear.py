@@ -27,17 +27,12 @@ from torch import Tensor
 
 from engines.native.kernels.triton_kernel import kernel
 from engines.native.kernels.triton_launch import (
-    ARRIVAL_COUNTERS,
     arrival_counters,
     can_launch_early,
-    div_ceil,
-    prefetch_weights,
-    release_successor,
-    wait_for_predecessor,
 )
 from engines.native.kernels.triton_linear import LinearConfig
 from engines.native.kernels.triton_quantize import SECOND_TERM, TwoTerms
-from engines.native.kernels.triton_split_k import finish_transposed
+from engines.native.kernels.triton_split_k import begin_split, finish_transposed
 from engines.native.quantization.weight import QuantizedWeight
 
 
@@ -89,18 +84,10 @@ def _terms_linear_kernel(
     PDL: tl.constexpr,
 ):
     """Grid: (cdiv(N, BLOCK_N), SPLIT_K, cdiv(M, BLOCK_M))."""
-    tile, split = tl.program_id(0), tl.program_id(1)
     tokens = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     terms = tl.program_id(2) * BLOCK_M * 2 + tl.arange(0, BLOCK_M * 2)
-    features = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
-    first_k = split * k_per_split
-    release_successor(PDL)
-    if PDL and PREFETCH_K > 0:
-        prefetch_weights(weight_ptr, tile * BLOCK_N, N, first_k, K, BLOCK_N, PREFETCH_K)
-        if GATED:
-            prefetch_weights(weight_ptr, N + tile * BLOCK_N, 2 * N, first_k, K, BLOCK_N, PREFETCH_K)
-    wait_for_predecessor(PDL)
+    features = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first_k, last_k = begin_split(weight_ptr, N, K, BLOCK_N, BLOCK_K, SPLIT_K, GATED, PREFETCH_K, PDL)
 
     ks = tl.arange(0, BLOCK_K)
     rows = tl.minimum(features, N - 1).to(tl.int64)
@@ -111,7 +98,7 @@ def _terms_linear_kernel(
     acc = tl.zeros([BLOCK_N, BLOCK_M * 2], tl.int32 if exact else tl.float32)
     up = tl.zeros([BLOCK_N, BLOCK_M * 2], tl.int32 if exact else tl.float32)
     used = (terms < 2 * M)[:, None]
-    for start in tl.range(first_k, tl.minimum(first_k + k_per_split, K), BLOCK_K, num_stages=NUM_STAGES):
+    for start in tl.range(first_k, last_k, BLOCK_K, num_stages=NUM_STAGES):
         in_range = ks < K - start
         if EVEN_K:
             x = tl.load(codes_at + start, mask=used, other=0.0)
@@ -148,19 +135,16 @@ def terms_linear(
     n = rows // 2 if gated else rows
     config = config or choose_config(num_tokens, n, k, gated)
     out = torch.empty((num_tokens, n), dtype=out_dtype, device=x.codes.device)
-    tiles_n, tiles_m = div_ceil(n, config.block_n), div_ceil(num_tokens, config.block_m)
-    split_k = config.split_k
-    assert split_k == 1 or (not gated and tiles_n * tiles_m <= ARRIVAL_COUNTERS)
-    partial_size = tiles_n * tiles_m * split_k * config.block_m * config.block_n if split_k > 1 else 0
+    grid, partial = config.cut(num_tokens, n, out.device, gated=gated)
     _terms_linear_kernel(
-        (tiles_n, split_k, tiles_m),
+        grid,
         x.codes,
         x.scales,
         weight.codes,
         weight.scales,
         weight.codes if bias is None else bias,
         out,
-        torch.empty(partial_size, dtype=torch.float32, device=out.device),
+        partial,
         arrival_counters(out.device),
         num_tokens,
         n,
@@ -168,8 +152,8 @@ def terms_linear(
         BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
-        SPLIT_K=split_k,
-        EVEN_K=k % (config.block_k * split_k) == 0,
+        SPLIT_K=config.split_k,
+        EVEN_K=k % (config.block_k * config.split_k) == 0,
         NUM_STAGES=config.num_stages,
         GATED=gated,
         HAS_BIAS=bias is not None,
